@@ -1,0 +1,42 @@
+# One place for the commands of this project. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(VENV)/bin/uv
+OVERRIDES := requirements/overrides.txt
+
+.PHONY: help setup lock lint types test test-all bench demo clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## .venv with exactly what requirements/cpu.lock pins, and this package in editable mode
+
+$(VENV)/.ready: requirements/cpu.lock pyproject.toml
+	@$(PYTHON) --version || { echo "error: PYTHON=$(PYTHON) not found. Install Python 3.11 or set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(UV) || $(BIN)/python -m pip install --quiet uv
+	UV_HTTP_TIMEOUT=300 $(UV) pip sync --python $(BIN)/python requirements/cpu.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+lock:  ## compile requirements/cpu.lock from pyproject.toml
+	$(UV) pip compile pyproject.toml --extra cpu --extra eval --extra dev --override $(OVERRIDES) \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --no-emit-index-url --no-annotate --no-header --generate-hashes --quiet -o requirements/cpu.lock
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## pyright
+	$(BIN)/pyright
+
+test: setup  ## unit and contract tests and a short run on the real stack
+	timeout 1200 $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup  ## every test that runs without a GPU
+	timeout 7200 $(BIN)/python -m pytest -m "not gpu"
+
+clean:  ## remove the environment and build products
+	rm -rf $(VENV) build dist *.egg-info
