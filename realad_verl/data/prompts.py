@@ -1,4 +1,4 @@
-"""The fixed question and the answer format (notes: the question is the paper's, the format instruction is ours)."""
+"""The fixed question and the answer format (the question is the paper's, the format instruction is ours)."""
 
 QUESTION = "Are there any defects or anomalies in the image?"
 INSTRUCTION = (
