@@ -1,0 +1,33 @@
+"""Backbones: for each model family, which prompt positions are image tokens and which grid they form.
+
+A family is one small file and one entry (or several model types) in ``BACKBONES``; docs/backbones.md shows how.
+"""
+
+from typing import Any
+
+from realad_verl.backbones.base import Backbone, Prompt
+from realad_verl.backbones.layout import ImageLayout, MultipleImagesError
+from realad_verl.backbones.qwen_vl import QWEN_VL
+from realad_verl.errors import UserError
+
+# config.model_type -> family
+BACKBONES: dict[str, Backbone] = {
+    "qwen2_vl": QWEN_VL,
+    "qwen2_5_vl": QWEN_VL,
+    "qwen3_vl": QWEN_VL,
+    "glm4v": QWEN_VL,
+}
+
+
+def backbone_for(model_config: Any) -> Backbone:
+    """The family of a model, by ``model_config.model_type``; raises UserError naming the known ones."""
+    model_type = getattr(model_config, "model_type", None)
+    if model_type not in BACKBONES:
+        raise UserError(
+            f"model_type '{model_type}' has no backbone entry. Known: {', '.join(sorted(BACKBONES))}. "
+            "docs/backbones.md shows how to add one."
+        )
+    return BACKBONES[model_type]
+
+
+__all__ = ["BACKBONES", "Backbone", "ImageLayout", "MultipleImagesError", "Prompt", "backbone_for"]

@@ -1,0 +1,143 @@
+"""From token ids to evidence: the one path that localization and training share.
+
+``EvidenceBuilder.plan`` says which attention rows and columns a sequence needs, before the forward;
+``EvidenceBuilder.reduce`` turns the rows read out of it into ``Evidence``. Columns: image tokens, then word tokens.
+
+A response without full evidence keeps a defined result, named by ``Evidence.problem``:
+
+| problem           | when                                                         | found by | map | Jaccard |
+|-------------------|--------------------------------------------------------------|----------|-----|---------|
+| "multiple_images" | the prompt holds more than one image                         | plan     | no  | no      |
+| "no_image"        | the prompt holds no image token                              | plan     | no  | no      |
+| "no_reasoning"    | no token inside a think block                                | plan     | no  | no      |
+| "no_words"        | no anomaly word in the prompt, and ``scoring.select`` is     | plan     | no  | no      |
+|                   | "both" or "text"; "image" and "all" go on with S_T = 0       |          |     |         |
+| "non_finite"      | the attention rows hold NaN or infinity                      | reduce   | no  | no      |
+| "too_few_tokens"  | fewer reasoning tokens than ``consistency.t``                | reduce   | yes | no      |
+
+Where several hold, the first of the table is named.
+Shapes: L sequence, R reasoning tokens, N image tokens, P cells of the map, C = N + word tokens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from realad_verl.attention.readout import RowRequest
+from realad_verl.backbones import ImageLayout, MultipleImagesError, backbone_for
+from realad_verl.backbones.pieces import token_pieces
+from realad_verl.method.config import MethodConfig
+from realad_verl.method.evidence import Evidence, compute_evidence_batch
+from realad_verl.method.spans import reasoning_tokens, word_tokens
+
+
+@dataclass(frozen=True)
+class EvidencePlan:
+    """What to read for one sequence. ``request`` is None exactly where ``problem`` is set.
+
+    ``reasoning``: indices of the reasoning tokens within the response (R of them, the rows' order).
+    """
+
+    request: RowRequest | None
+    layout: ImageLayout | None
+    n_words: int
+    reasoning: list[int]
+    problem: str | None
+
+
+class EvidenceBuilder:
+    """Plans the read-out and reduces its rows, for one model and one setting of the method."""
+
+    def __init__(self, model_config: Any, tokenizer: Any, cfg: MethodConfig) -> None:
+        """Raises UserError where ``model_config.model_type`` has no backbone entry."""
+        self.model_config = model_config
+        self.tokenizer = tokenizer
+        self.cfg = cfg
+        self.backbone = backbone_for(model_config)
+
+    def plan(
+        self,
+        input_ids: Tensor,
+        prompt_length: int,
+        processor_outputs: Mapping[str, Any],
+        *,
+        batch_row: int = 0,
+        offset: int = 0,
+    ) -> EvidencePlan:
+        """The rows and columns that the evidence of one sequence needs.
+
+        ``input_ids`` [L]: prompt then response, without padding; the first ``prompt_length`` are the prompt, image
+        placeholders already expanded. ``processor_outputs``: what the processor made of this sample's image
+        (verl: the sample's ``multi_modal_inputs``). ``batch_row`` and ``offset`` place the sequence in the forward's
+        token axis. Raises UserError where outputs and prompt do not fit, or the prompt holds a video.
+        """
+        input_ids = input_ids.detach().cpu()
+        prompt, response = input_ids[:prompt_length], input_ids[prompt_length:]
+        reasoning = reasoning_tokens(token_pieces(self.tokenizer, response.tolist()), self.cfg.spans)
+        words = word_tokens(token_pieces(self.tokenizer, prompt.tolist()), self.cfg.readout.words)
+        try:
+            layout = self.backbone.image_layout(prompt, self.model_config, processor_outputs, self.tokenizer)
+        except MultipleImagesError:
+            return EvidencePlan(None, None, len(words), reasoning, "multiple_images")
+        problem = self._problem(layout, words, reasoning)
+        if problem is not None or layout is None:
+            return EvidencePlan(None, layout, len(words), reasoning, problem)
+        # The query at a token sees the token itself; the query before it is the one that predicted it.
+        shift = {"at": 0, "before": -1}[self.cfg.readout.query]
+        request = RowRequest(
+            batch_row=batch_row,
+            offset=offset,
+            length=len(input_ids),
+            queries=torch.tensor(reasoning) + prompt_length + shift,
+            columns=torch.cat([layout.columns, torch.tensor(words, dtype=torch.long)]),
+        )
+        return EvidencePlan(request, layout, len(words), reasoning, None)
+
+    def _problem(self, layout: ImageLayout | None, words: list[int], reasoning: list[int]) -> str | None:
+        if layout is None:
+            return "no_image"
+        if not reasoning:
+            return "no_reasoning"
+        if not words and self.cfg.scoring.select in ("both", "text"):
+            return "no_words"
+        return None
+
+    def reduce(self, plans: Sequence[EvidencePlan], rows: Sequence[Tensor]) -> list[Evidence]:
+        """The evidence of every plan.
+
+        ``rows``: one [R, C] fp32 tensor for each plan that has a request, in the plans' order.
+        """
+        asked = [plan for plan in plans if plan.request is not None]
+        results = iter(compute_evidence_batch(list(self._triples(asked, rows)), self.cfg))
+        return [empty_evidence(plan, plan.problem) if plan.problem is not None else next(results) for plan in plans]
+
+    @staticmethod
+    def _triples(
+        plans: Sequence[EvidencePlan], rows: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+        for plan, rows_RC in zip(plans, rows, strict=True):
+            assert plan.layout is not None
+            n_image = len(plan.layout.columns)
+            yield plan.layout.project(rows_RC[:, :n_image]), rows_RC[:, n_image:].sum(1), plan.layout.grid
+
+
+def empty_evidence(plan: EvidencePlan, problem: str) -> Evidence:
+    """The evidence of a sequence that has none: no map, no Jaccard, zero weights."""
+    n = len(plan.reasoning)
+    zeros = torch.zeros(n)
+    return Evidence(
+        anomaly_map_P=None,
+        grid=plan.layout.grid if plan.layout is not None else (0, 0),
+        weights_R=zeros,
+        s_t_R=zeros,
+        s_i_R=zeros,
+        kept_R=torch.zeros(n, dtype=torch.bool),
+        n_reasoning=n,
+        n_kept=0,
+        fallback=False,
+        jaccard=None,
+        problem=problem,
+    )
