@@ -1,0 +1,44 @@
+"""The datasets by name: ``DATASETS[name].samples(root, split)`` lists images, ``load_mask(sample)`` is for evaluation."""
+
+import numpy as np
+from PIL import Image
+
+from realad_verl.data.datasets.base import ALL, Dataset, Sample
+from realad_verl.data.datasets.deeppcb import DEEPPCB
+from realad_verl.data.datasets.dtd_synthetic import DTD_SYNTHETIC
+from realad_verl.data.datasets.folder import FOLDER
+from realad_verl.data.datasets.goodsad import GOODSAD
+from realad_verl.data.datasets.mvtec_ad import MVTEC_AD
+from realad_verl.data.datasets.real_iad import REAL_IAD
+from realad_verl.data.datasets.sdd import SDD
+from realad_verl.data.datasets.visa import VISA
+from realad_verl.data.datasets.vision import VISION
+from realad_verl.data.datasets.wfdd import WFDD
+from realad_verl.errors import unknown_key
+
+__all__ = ["ALL", "DATASETS", "Dataset", "Sample", "get_dataset", "load_mask"]
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (VISA, GOODSAD, VISION, REAL_IAD, MVTEC_AD, WFDD, SDD, DTD_SYNTHETIC, DEEPPCB, FOLDER)
+}
+
+
+def get_dataset(name: str) -> Dataset:
+    """The dataset called ``name``; UserError naming the nearest one otherwise."""
+    if name not in DATASETS:
+        raise unknown_key(name, DATASETS, "the datasets")
+    return DATASETS[name]
+
+
+def load_mask(sample: Sample) -> np.ndarray:
+    """Ground truth of ``sample``: bool [H, W], True on the defect, at the size of the mask file.
+
+    A normal sample gives all False at the size of its image. An anomalous sample without a mask is a UserError; test
+    ``sample.mask_path`` first where that can happen. A mask that is all zero comes back all False.
+    """
+    if sample.label == 0:
+        with Image.open(sample.path) as image:
+            width, height = image.size
+        return np.zeros((height, width), dtype=bool)
+    return get_dataset(sample.dataset).load_mask(sample)
