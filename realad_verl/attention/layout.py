@@ -1,0 +1,131 @@
+"""Where a requested sequence lies on the token axis that a kernel saw, and which keys each of its rows can see."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from realad_verl.attention.calls import KernelCall
+from realad_verl.errors import UserError
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """The attention rows wanted of one sequence of a forward.
+
+    Attributes:
+        batch_row: batch row that holds the sequence; 0 in a pack.
+        offset: its first token on the token axis: the number of pads on the left, or its ``cu_seqlens`` entry in a
+        pack. length: its number of tokens.
+        queries: [R] positions in the sequence (from 0) whose attention is wanted.
+        columns: [C] positions in the sequence that it is wanted to.
+    """
+
+    batch_row: int
+    offset: int
+    length: int
+    queries: Tensor
+    columns: Tensor
+
+    def __post_init__(self) -> None:
+        for name, positions in (("queries", self.queries), ("columns", self.columns)):
+            if positions.ndim != 1 or positions.is_floating_point():
+                raise UserError(
+                    f"{name} must be a 1-D tensor of positions, not {positions.dtype} {tuple(positions.shape)}"
+                )
+            if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= self.length):
+                raise UserError(
+                    f"{name} reach from {int(positions.min())} to {int(positions.max())} in a sequence of "
+                    f"{self.length} tokens. Allowed: 0 to {self.length - 1}."
+                )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A request in a kernel's coordinates: batch entry, rows [R], columns [C], and the keys [start, stop) in sight."""
+
+    batch: int
+    rows: Tensor
+    columns: Tensor
+    start: int
+    stop: int
+
+
+def place(request: RowRequest, call: KernelCall) -> Placement:
+    """Finds ``request`` in the token axis of ``call``.
+
+    Raises:
+        UserError: the request lies outside the forward's tokens, covers padding, or crosses a sequence boundary.
+    """
+    batch, _, tokens, _ = call.query_BHND.shape
+    if call.cu_seqlens is None:
+        if request.batch_row >= batch or request.offset + request.length > tokens:
+            raise UserError(f"{_describe(request)} is outside the forward's {batch} x {tokens} tokens")
+        return _placement(request, call, request.batch_row, request.offset, 0, tokens)
+    base = request.offset if call.padding_mask_BT is None else _unpadded_base(request, call.padding_mask_BT)
+    bounds = call.cu_seqlens.tolist()
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        if start <= base < stop:
+            if base + request.length > stop:
+                raise UserError(f"{_describe(request)} crosses a boundary of the packed sequences ({start} to {stop})")
+            return _placement(request, call, 0, base, start, stop)
+    raise UserError(f"{_describe(request)} is outside the {tokens} packed tokens")
+
+
+def _unpadded_base(request: RowRequest, padding_mask_BT: Tensor) -> int:
+    """Index of the request's first token after the padding was removed."""
+    mask = padding_mask_BT.bool()
+    row = request.batch_row
+    if row >= mask.shape[0] or request.offset + request.length > mask.shape[1]:
+        raise UserError(f"{_describe(request)} is outside the forward's {tuple(mask.shape)} tokens")
+    if not bool(mask[row, request.offset : request.offset + request.length].all()):
+        raise UserError(f"{_describe(request)} covers tokens that the attention mask marks as padding")
+    return int(mask[:row].sum()) + int(mask[row, : request.offset].sum())
+
+
+def _placement(request: RowRequest, call: KernelCall, batch: int, base: int, start: int, stop: int) -> Placement:
+    device = call.query_BHND.device
+    if call.causal and len(request.queries):
+        wanted = torch.cat([request.queries, request.columns])
+        stop = min(stop, base + int(wanted.max()) + 1)
+    return Placement(batch, request.queries.to(device) + base, request.columns.to(device) + base, start, stop)
+
+
+def _describe(request: RowRequest) -> str:
+    return (
+        f"the sequence at batch row {request.batch_row}, tokens {request.offset} to {request.offset + request.length},"
+    )
+
+
+def additive_mask(call: KernelCall, batch: int, rows_R: Tensor, keys_K: Tensor) -> Tensor | None:
+    """What the kernel adds to the logits of some rows and keys: [H or 1, R, K] fp32, 0 visible, -inf hidden.
+
+    None if nothing is hidden. Keys of another packed sequence must not be among ``keys_K``.
+    """
+    visible = _visible(call, rows_R, keys_K)
+    if call.mask is None:
+        return None if visible is None else _minus_inf_where(~visible)[None]
+    mask = call.mask[min(batch, call.mask.shape[0] - 1)]
+    mask_XRK = mask[:, rows_R[:, None], keys_K[None, :]]
+    bias = _minus_inf_where(~mask_XRK) if mask_XRK.dtype == torch.bool else mask_XRK.float()
+    return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
+
+
+def _minus_inf_where(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def _visible(call: KernelCall, rows_R: Tensor, keys_K: Tensor) -> Tensor | None:
+    """[R, K] bool of the kernel's own causality and window; None if every key is visible."""
+    left, right = call.window
+    if call.causal:
+        right = 0 if right < 0 else min(right, 0)
+    if left < 0 and right < 0:
+        return None
+    back_RK = rows_R[:, None] - keys_K[None, :]  # how far the key lies before the query
+    visible = torch.ones_like(back_RK, dtype=torch.bool)
+    if right >= 0:
+        visible &= back_RK >= -right
+    if left >= 0:
+        visible &= back_RK <= left
+    return visible

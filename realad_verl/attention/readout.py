@@ -1,0 +1,195 @@
+"""Exact attention rows out of a model's normal forward.
+
+The stock kernel (sdpa, eager or flash-attn) makes the output, so logits are bitwise those of a forward without reading.
+Beside it, for the wanted queries only, softmax(QK^T * scale) over every key that the kernel lets them see is computed
+in fp32 from the kernel's own q and k, and averaged over heads and the chosen layers. Nothing of size heads x tokens x
+tokens is made.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from realad_verl.attention.calls import KernelCall, active_observer, observed_by
+from realad_verl.attention.layers import chosen_layers, language_attention
+from realad_verl.attention.layout import Placement, RowRequest, additive_mask, place
+from realad_verl.attention.rows import head_sum
+from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
+from realad_verl.errors import UserError, bad_value
+
+__all__ = ["AttentionReadout", "Reading", "RowRequest"]
+
+
+class AttentionReadout:
+    """Reads attention rows of a Hugging Face model (plain, PEFT, FSDP, DDP) whose attention is sdpa, eager or flash.
+
+        readout = AttentionReadout(model)
+        with readout.reading([RowRequest(0, 0, length, queries, columns)]) as reading:
+            model(**inputs)
+        rows_RC = reading.rows()[0]
+
+    Args:
+        layers: which attention layers to average, negatives counting from the end; None = all. In hybrids, layers
+            without attention are not counted.
+        max_bytes: bound on the memory that computing the rows takes beside the result.
+        sites: places beside transformers' own where the model's kernels are called (see `sites`).
+        use_lse: use the kernel's log-sum-exp where it gives one, so that wanted columns alone are computed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None = None,
+        max_bytes: int = 64 << 20,
+        sites: Sequence[Site] = (),
+        use_lse: bool = True,
+    ) -> None:
+        if max_bytes <= 0:
+            raise bad_value("max_bytes", max_bytes, "a positive number of bytes")
+        self.decoder, attention = language_attention(model)
+        self.layers = {index: attention[index] for index in chosen_layers(layers, len(attention))}
+        self.max_bytes = max_bytes
+        self.sites = (*TRANSFORMERS_SITES, *sites)
+        self.use_lse = use_lse
+
+    @contextmanager
+    def reading(
+        self, requests: Sequence[RowRequest], head_group: dist.ProcessGroup | None = None
+    ) -> Iterator["Reading"]:
+        """Reads during one forward of the model; call `Reading.rows` on what it yields after the forward.
+
+        Args:
+            requests: the rows wanted, in the coordinates of the kernel's token axis.
+            head_group: ranks among which the attention heads are divided (sequence parallelism that exchanges sequence
+                for heads); every rank then makes the same requests.
+        Raises:
+            RuntimeError: a reading is already going on in this thread.
+            UserError: an attention implementation that cannot be read.
+        """
+        self._check_implementation()
+        reading = Reading(self, requests, head_group)
+        with ExitStack() as stack:
+            stack.enter_context(observed_by(reading))
+            stack.enter_context(wrapped_sites(self.sites))
+            for handle in reading.hooks():
+                stack.callback(handle.remove)
+            yield reading
+
+    def _check_implementation(self) -> None:
+        for name, module in self.layers.values():
+            chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+            if chosen is not None and chosen not in ("sdpa", "eager") and "flash" not in chosen:
+                raise bad_value(f"attn_implementation of {name}", chosen, "sdpa, eager, flash_attention_2")
+
+
+class Reading:
+    """The rows of one forward, as they come in layer by layer."""
+
+    def __init__(
+        self, readout: AttentionReadout, requests: Sequence[RowRequest], head_group: dist.ProcessGroup | None
+    ) -> None:
+        self.padding_mask_BT: Tensor | None = None
+        self._readout = readout
+        self._requests = list(requests)
+        self._head_group = head_group
+        self._placements: list[Placement] | None = None
+        self._placed_for: tuple | None = None
+        self._sums: list[Tensor] = []
+        self._seen: set[int] = set()
+        self._layer: int | None = None
+        self._forwards = 0
+
+    def rows(self) -> list[Tensor]:
+        """[R, C] fp32 for each request, on the model's device: the mean over heads and chosen layers.
+
+        Raises:
+            UserError: a chosen layer's attention was not seen, because no forward ran or it calls a kernel elsewhere.
+        """
+        missing = [name for index, (name, _) in self._readout.layers.items() if index not in self._seen]
+        if missing and self._requests:
+            raise UserError(
+                f"attention was not seen in {len(missing)} of {len(self._readout.layers)} layers "
+                f"({', '.join(missing)}). Run one forward inside the reading. If one ran, these layers call a kernel at "
+                "a place that is not wrapped: use attn_implementation sdpa or flash_attention_2, or name the place in "
+                "`sites`."
+            )
+        sums = self._sums
+        scale = 1.0 / len(self._readout.layers)
+        if self._head_group is not None and sums:
+            flat = torch.cat([rows.flatten() for rows in sums])
+            dist.all_reduce(flat, group=self._head_group)
+            scale /= dist.get_world_size(self._head_group)
+            parts = flat.split([rows.numel() for rows in sums])
+            sums = [part.view_as(rows) for part, rows in zip(parts, sums, strict=True)]
+        return [rows * scale for rows in sums]
+
+    def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
+        """Registers the hooks that say which layer is running."""
+        yield self._readout.decoder.register_forward_pre_hook(self._forward_begins)
+        for index, (_, module) in self._readout.layers.items():
+            yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
+            yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
+
+    def wants_call(self) -> bool:
+        return self._layer is not None and self._layer not in self._seen and bool(self._requests)
+
+    @torch.no_grad()
+    def saw(self, call: KernelCall) -> None:
+        if not self.wants_call():
+            return
+        assert self._layer is not None
+        if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
+            raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
+        placements = self._place(call)
+        sums = [self._head_mean(call, placement) for placement in placements]
+        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._seen.add(self._layer)
+
+    def _forward_begins(self, *_: object) -> None:
+        if active_observer() is not self:
+            return
+        self._forwards += 1
+        if self._forwards > 1:
+            raise RuntimeError("a reading covers one forward: begin a new reading for the next")
+
+    def _enter(self, layer: int | None) -> None:
+        if active_observer() is self:
+            self._layer = layer
+
+    def _place(self, call: KernelCall) -> list[Placement]:
+        # Every layer of a forward has the same token layout, so this and its device syncs happen once per kind of
+        # layer.
+        key = (call.query_BHND.shape, call.causal, call.cu_seqlens is None, call.padding_mask_BT is None)
+        if self._placements is None or self._placed_for != key:
+            self._placements = [place(request, call) for request in self._requests]
+            self._placed_for = key
+        return self._placements
+
+    def _head_mean(self, call: KernelCall, placement: Placement) -> Tensor:
+        """[R, C] mean over the heads of one layer that are here."""
+        batch, rows_R, columns_C = placement.batch, placement.rows, placement.columns
+        heads = call.query_BHND.shape[1]
+        if call.weights_BHNN is not None:
+            return call.weights_BHNN[batch][:, rows_R[:, None], columns_C[None, :]].float().sum(0) / heads
+        lse_BHN = call.lse_BHN if self._readout.use_lse else None
+        if lse_BHN is None:
+            keys_K = torch.arange(placement.start, placement.stop, device=rows_R.device)
+            key_GKD, wanted_C = call.key_BGND[batch, :, placement.start : placement.stop], columns_C - placement.start
+        else:
+            keys_K, wanted_C, key_GKD = columns_C, None, call.key_BGND[batch][:, columns_C]
+        total_RC = head_sum(
+            call.query_BHND[batch],
+            rows_R,
+            key_GKD,
+            wanted_C,
+            scale=call.scale,
+            bias=lambda rows_r: additive_mask(call, batch, rows_r, keys_K),
+            softcap=call.softcap,
+            sink_H=call.sink_H,
+            lse_HR=None if lse_BHN is None else lse_BHN[batch][:, rows_R].float(),
+            max_bytes=self._readout.max_bytes,
+        )
+        return total_RC / heads
