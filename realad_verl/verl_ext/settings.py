@@ -1,0 +1,77 @@
+"""The ``realad:`` section of a recipe."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from realad_verl.errors import UserError, bad_value, unknown_key
+from realad_verl.method.config import MethodConfig
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Pictures of a run: every ``every`` steps (0: never), ``samples`` responses, into ``dir``."""
+
+    every: int = 10
+    samples: int = 8
+    dir: str = "samples"
+
+    def __post_init__(self):
+        for name in ("every", "samples"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise bad_value(f"realad.log.{name}", getattr(self, name), "an integer >= 0")
+
+
+@dataclass(frozen=True)
+class RealadSettings:
+    """Every setting of ``realad:``.
+
+    ``w_fmt``, ``w_acc``, ``w_cons`` weigh the parts of R_total (CGRO step 5; 1 each). ``evidence`` False switches the
+    read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``.
+    """
+
+    method: MethodConfig = field(default_factory=MethodConfig)
+    w_fmt: float = 1.0
+    w_acc: float = 1.0
+    w_cons: float = 1.0
+    evidence: bool = True
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def __post_init__(self):
+        for name in ("w_fmt", "w_acc", "w_cons"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise bad_value(f"realad.{name}", value, "a finite number >= 0")
+        if not self.evidence and self.w_cons != 0:
+            raise UserError(
+                f"realad.evidence = False and realad.w_cons = {self.w_cons} conflict: the consistency reward needs the "
+                "evidence. Set realad.w_cons=0 (plain GRPO) or realad.evidence=True."
+            )
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> "RealadSettings":
+        """Read and validate the section of a composed recipe. Raises UserError naming the key."""
+        section = OmegaConf.select(config, "realad")
+        if section is None:
+            raise UserError(
+                "the recipe has no 'realad' section. Build it on the base: `defaults: [/cgro, _self_]`, "
+                "or start from a shipped recipe."
+            )
+        values: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+        _only(values, cls, "realad")
+        log = values.get("log") or {}
+        _only(log, LogSettings, "realad.log")
+        return cls(**values | {"method": MethodConfig.from_dict(values.get("method") or {}), "log": LogSettings(**log)})
+
+    def method_dict(self) -> dict[str, Any]:
+        """The method settings as plain data, for the wire and for results files."""
+        return asdict(self.method)
+
+
+def _only(values: Mapping, cls: type, where: str) -> None:
+    allowed = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in allowed:
+            raise unknown_key(key, allowed, where)

@@ -1,0 +1,180 @@
+"""CGRO on verl's v1 trainers: one mixin, three trainers. Nothing of verl's step loop is copied.
+
+Between verl's old log-probs (whose forward carries the read-out) and its advantage, the mixin adds
+``w_cons * R_cons`` to the ``rm_scores`` that the reward function wrote while sampling (format and accuracy).
+"""
+
+import time
+from contextlib import contextmanager
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import (
+    PPOTrainerColocateAsync,
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    register_trainer,
+)
+
+from realad_verl.method.consistency import consistency_score
+from realad_verl.method.spans import parse_response
+from realad_verl.verl_ext import wire
+from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
+from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
+from realad_verl.verl_ext.plugin import TRAINERS, require_active
+from realad_verl.verl_ext.samples import SampleLogger
+from realad_verl.verl_ext.settings import RealadSettings
+from realad_verl.verl_ext.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
+
+ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+ANSWER_TO_LABEL = {"no": 0, "yes": 1}
+
+
+class CGROMixin:
+    """Consistency reward for a verl v1 trainer.
+
+    ``verl_mode`` is the name of the trainer underneath. verl's base class compares the mode to "sync" in several
+    places (replay buffer, exact refill, checkpoints of the queue); any other name silently gets the asynchronous
+    branch. So the configuration carries verl's own name from here on.
+    """
+
+    verl_mode: str
+    worker_cls: type = ConsistencyRewardWorker
+
+    def __init__(self, config: DictConfig):
+        require_active(f"trainer {config.trainer.v1.trainer_mode}")
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = self.verl_mode
+        self.realad = RealadSettings.from_config(config)
+        self.sample_logger = SampleLogger(config, self.realad)
+        super().__init__(config)  # type: ignore[call-arg]
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()  # type: ignore[misc]
+        for role in self.role_worker_mapping:  # type: ignore[attr-defined]
+            if role in ACTOR_ROLES or role == Role.RefPolicy:
+                self.role_worker_mapping[role] = ray.remote(self.worker_cls)  # type: ignore[attr-defined]
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's old log-probs with the read-out on, then the consistency part of the reward."""
+        if not self.realad.evidence:
+            return super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
+        bypass = (self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False)  # type: ignore[attr-defined]
+        with self._reading(batch):
+            if bypass:
+                self._evidence_pass(batch)
+            batch = super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
+        batch.extra_info.pop(REQUEST_KEY, None)
+        self._add_consistency(batch, metrics)
+        return batch
+
+    @contextmanager
+    def _reading(self, batch: KVBatchMeta):
+        """Ask for evidence in this call only: the reference pass may go through the same worker method."""
+        detail = self.sample_logger.due(self.global_steps)  # type: ignore[attr-defined]
+        batch.extra_info[REQUEST_KEY] = make_request(self.realad.method_dict(), detail)
+        try:
+            yield
+        finally:
+            batch.extra_info.pop(REQUEST_KEY, None)
+
+    def _evidence_pass(self, batch: KVBatchMeta) -> None:
+        """Where verl skips the log-prob forward (bypass mode), run it for the evidence alone."""
+        rollout = self.config.actor_rollout_ref.rollout  # type: ignore[attr-defined]
+        batch.extra_info.update(calculate_entropy=False, compute_loss=False, temperature=rollout.temperature)
+        self.actor_rollout_wg.compute_evidence(batch)  # type: ignore[attr-defined]
+
+    def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
+        """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
+        started = time.perf_counter()
+        fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        real = [not tag.get("is_padding", False) for tag in batch.tags]
+        responses = self._texts(data["responses"])
+        samples, scores = [], []
+        for i, text in enumerate(responses):
+            summary = wire.unpack_summary(data[wire.SUMMARY][i])
+            label = _label(_plain(data["reward_model"][i]))
+            consistency = self._consistency(summary, label, text)
+            score = data["rm_scores"][i].clone()
+            if real[i]:
+                score[-1] += self.realad.w_cons * consistency
+            scores.append(score)
+            other = (_plain(data["extra_fields"][i]) or {}).get("reward_extra_info") or {}
+            other = {k: float(v) for k, v in other.items() if isinstance(v, int | float) and k != "score"}
+            samples.append(ScoredSample(label, summary, consistency, float(score.sum()), other))
+        if self.realad.w_cons:
+            written = TensorDict({"rm_scores": wire.jagged(scores)}, batch_size=len(scores))
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
+        kept = [sample for sample, is_real in zip(samples, real, strict=True) if is_real]
+        metrics.update(step_metrics(kept))
+        metrics["evidence/reward_seconds"] = time.perf_counter() - started
+        self.sample_logger.log(self, batch, samples, responses)
+
+    def _consistency(self, summary: wire.Summary, label: int | None, text: str) -> float:
+        if label is None:
+            return 0.0
+        method = self.realad.method
+        parsed = parse_response(text, method.spans)
+        return consistency_score(
+            summary.jaccard,
+            label,
+            well_formed=parsed.well_formed,
+            correct=ANSWER_TO_LABEL.get(parsed.answer or "") == label,
+            cfg=method.consistency,
+        )
+
+    def _texts(self, responses: torch.Tensor) -> list[str]:
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.unbind()]  # type: ignore[attr-defined]
+
+    def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
+        if "evidence/seconds" in metrics and timing_raw.get("step"):
+            seconds = metrics["evidence/seconds"] / self._n_workers() + metrics["evidence/reward_seconds"]
+            metrics["evidence/step_share"] = seconds / timing_raw["step"]
+
+    def _n_workers(self) -> int:
+        return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes  # type: ignore[attr-defined]
+
+
+def _plain(item):
+    """The payload of one sample's non-tensor field, whichever container TransferQueue hands it back in."""
+    return item if isinstance(item, dict) else getattr(item, "data", item)
+
+
+def _label(reward_model) -> int | None:
+    """0, 1, or None where the ground truth is neither "no" nor "yes"."""
+    truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
+    return ANSWER_TO_LABEL.get(str(truth).strip().lower())
+
+
+class CGROTrainerSync(CGROMixin, PPOTrainerSync):
+    """CGRO, trainer and rollout in turn on the same devices."""
+
+    verl_mode = "sync"
+
+
+class CGROTrainerColocateAsync(CGROMixin, PPOTrainerColocateAsync):
+    """CGRO, trainer and rollout on the same devices, rollouts one batch ahead."""
+
+    verl_mode = "colocate_async"
+
+
+class CGROTrainerSeparateAsync(CGROMixin, PPOTrainerSeparateAsync):
+    """CGRO, rollouts on devices of their own."""
+
+    verl_mode = "separate_async"
+    worker_cls = DetachedConsistencyRewardWorker
+
+
+def register() -> tuple[str, ...]:
+    """Register ``cgro_sync``, ``cgro_colocate_async`` and ``cgro_separate_async`` with verl."""
+    classes = (CGROTrainerSync, CGROTrainerColocateAsync, CGROTrainerSeparateAsync)
+    for name, cls in zip(TRAINERS, classes, strict=True):
+        register_trainer(name)(cls)
+    return TRAINERS
