@@ -1,4 +1,4 @@
-"""The datasets by name: ``DATASETS[name].samples(root, split)`` lists images, ``load_mask(sample)`` is for evaluation."""
+"""The datasets by name. ``DATASETS[name].samples(root, split)`` lists images; ``load_mask`` is for evaluation."""
 
 import numpy as np
 from PIL import Image
@@ -9,6 +9,7 @@ from realad_verl.data.datasets.dtd_synthetic import DTD_SYNTHETIC
 from realad_verl.data.datasets.folder import FOLDER
 from realad_verl.data.datasets.goodsad import GOODSAD
 from realad_verl.data.datasets.mvtec_ad import MVTEC_AD
+from realad_verl.data.datasets.pr_real import PR_REAL
 from realad_verl.data.datasets.real_iad import REAL_IAD
 from realad_verl.data.datasets.sdd import SDD
 from realad_verl.data.datasets.visa import VISA
@@ -20,7 +21,7 @@ __all__ = ["ALL", "DATASETS", "Dataset", "Sample", "get_dataset", "load_mask"]
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
-    for dataset in (VISA, GOODSAD, VISION, REAL_IAD, MVTEC_AD, WFDD, SDD, DTD_SYNTHETIC, DEEPPCB, FOLDER)
+    for dataset in (VISA, GOODSAD, VISION, PR_REAL, REAL_IAD, MVTEC_AD, WFDD, SDD, DTD_SYNTHETIC, DEEPPCB, FOLDER)
 }
 
 

@@ -3,8 +3,8 @@
 Layout: ``PCBData/groupNNNNN/NNNNN/<id>_temp.jpg`` (the defect-free template, taken as normal) and ``<id>_test.jpg``
 (the tested board, taken as anomalous), boxes in ``PCBData/groupNNNNN/NNNNN_not/<id>.txt``, a line "x1 y1 x2 y2 type"
 each, types 1 open, 2 short, 3 mousebite, 4 spur, 5 copper, 6 pin-hole. Both images of a pair show the same board, so a
-pair is one group. Lists ``PCBData/trainval.txt`` and ``PCBData/test.txt`` ("groupN/N/<id>.jpg groupN/N_not/<id>.txt") give its
-split; without them the split is "all".
+pair is one group. Lists ``PCBData/trainval.txt`` and ``PCBData/test.txt`` ("groupN/N/<id>.jpg groupN/N_not/<id>.txt")
+give its split; without them the split is "all".
 
 It has boxes, no pixel masks: the mask is |test - template| > 127 inside the boxes, which is ours, not the dataset's.
 

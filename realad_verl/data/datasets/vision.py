@@ -1,10 +1,10 @@
 """VISION (V1): 14 industrial sets, about 18,400 images, COCO instance masks.
 
 Layout: ``<set>/{train,val,inference}/_annotations.coco.json`` with the images beside it; sets Cable, Capacitor,
-Casting, Console, Cylinder, Electronics, Groove, Hemisphere, Lens, PCB_1, PCB_2, Ring, Screw, Wood. An image of train or val with
-an annotation is anomalous, without one normal; users of the set report that nearly all of them have one. ``inference``
-holds images *without released labels*: they are skipped, not taken as normal. So most sets give anomalous images only:
-prepare it with ``--no-balance``. Masks are drawn from the polygons; the defect type is the COCO category.
+Casting, Console, Cylinder, Electronics, Groove, Hemisphere, Lens, PCB_1, PCB_2, Ring, Screw, Wood. An image of train or
+val with an annotation is anomalous, without one normal; users of the set report that nearly all of them have one.
+``inference`` holds images *without released labels*: they are skipped, not taken as normal. So most sets give anomalous
+images only: prepare it with ``--no-balance``. Masks are drawn from the polygons; the defect type is the COCO category.
 
 Source: Bai et al., arXiv:2306.07890, and the layout in MMDetection's VISION project page. Not checked against the
 original archive.
