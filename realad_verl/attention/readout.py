@@ -112,9 +112,9 @@ class Reading:
         if missing and self._requests:
             raise UserError(
                 f"attention was not seen in {len(missing)} of {len(self._readout.layers)} layers "
-                f"({', '.join(missing)}). Run one forward inside the reading. If one ran, these layers call a kernel at "
-                "a place that is not wrapped: use attn_implementation sdpa or flash_attention_2, or name the place in "
-                "`sites`."
+                f"({', '.join(missing)}). Run one forward inside the reading. If one ran, these layers call a kernel "
+                "at a place that is not wrapped: use attn_implementation sdpa or flash_attention_2, or name the place "
+                "in `sites`."
             )
         sums = self._sums
         scale = 1.0 / len(self._readout.layers)

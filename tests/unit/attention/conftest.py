@@ -1,4 +1,1 @@
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # `models`, shared by the tests here
+"""This file's folder goes on sys.path (pytest's rule for a conftest), for ``import attention_models``."""

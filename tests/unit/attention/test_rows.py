@@ -1,0 +1,117 @@
+import weakref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from realad_verl.attention.rows import chunk_sizes, head_sum
+from realad_verl.errors import UserError
+
+N, H, G, D = 24, 6, 2, 8
+ROWS, COLUMNS = torch.tensor([23, 5, 11, 17]), torch.tensor([0, 3, 4, 11, 22])
+
+
+def tensors(dtype=torch.float32):
+    torch.manual_seed(0)
+    return 3 * torch.randn(H, N, D).to(dtype), torch.randn(G, N, D).to(dtype)
+
+
+def causal(rows):
+    return torch.zeros(1, len(rows), N).masked_fill(torch.arange(N) > rows[:, None], float("-inf"))
+
+
+def textbook(query, key, *, softcap=0.0, sink=None):
+    """[H, R, N] probabilities and [H, R] log-sum-exp in float64, and one more key's logit if there are sinks."""
+    logits = query.double()[:, ROWS] @ key.double().repeat_interleave(H // G, 0).transpose(1, 2) * 0.3
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits + causal(ROWS)
+    if sink is not None:
+        logits = torch.cat([logits, sink.double()[:, None, None].expand(H, len(ROWS), 1)], -1)
+    return logits.softmax(-1)[..., :N], logits.logsumexp(-1)
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 30, 4000])
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_rows_equal_the_textbook(softcap, sinks, max_bytes):
+    query, key = tensors()
+    sink = torch.linspace(-1, 2, H) if sinks else None
+    want, lse = textbook(query, key, softcap=softcap, sink=sink)
+    options = {"scale": 0.3, "softcap": softcap, "max_bytes": max_bytes}
+    full = head_sum(query, ROWS, key, COLUMNS, bias=causal, sink_H=sink, **options)
+    assert (full - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
+    only = head_sum(
+        query, ROWS, key[:, COLUMNS], None, bias=lambda rows: causal(rows)[..., COLUMNS], lse_HR=lse.float(), **options
+    )
+    assert (only - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
+
+
+def test_bf16_is_computed_in_fp32_of_the_same_q_and_k():
+    query, key = tensors(torch.bfloat16)
+    want, lse = textbook(query, key)
+    got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, bias=causal)
+    assert (got - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made under this mode held at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                self.live[id(tensor)] = (weakref.ref(tensor), tensor.untyped_storage())
+        self.live = {key: kept for key, kept in self.live.items() if kept[0]() is not None}
+        self.peak = max(self.peak, sum({s.data_ptr(): s.nbytes() for _, s in self.live.values()}.values()))
+        return output
+
+
+@pytest.mark.parametrize("columns_only", [False, True])
+@pytest.mark.parametrize("max_bytes", [200_000, 1_000_000])
+def test_memory_stays_within_the_bound(max_bytes, columns_only):
+    torch.manual_seed(0)
+    query, key, rows = torch.randn(12, 300, 16), torch.randn(4, 300, 16), torch.arange(300)
+    keys = torch.arange(300)
+
+    def bias(some):
+        return torch.zeros(1, len(some), 300).masked_fill(keys > some[:, None], float("-inf"))
+
+    lse = torch.zeros(12, 300) if columns_only else None
+    columns = None if columns_only else torch.arange(100)
+    with LiveBytes() as memory:
+        result = head_sum(query, rows, key, columns, scale=1.0, bias=bias, lse_HR=lse, max_bytes=max_bytes)
+    inputs = sum(x.untyped_storage().nbytes() for x in (query, key))  # views of them are made
+    assert max_bytes < 12 * 300 * 300 * 4  # all at once would not fit
+    assert max_bytes / 8 < memory.peak <= max_bytes + inputs + result.nbytes
+
+
+@given(
+    rows=st.integers(1, 5000),
+    groups=st.integers(1, 16),
+    share=st.integers(1, 16),
+    keys=st.integers(1, 5000),
+    max_bytes=st.integers(1 << 20, 1 << 28),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_pieces_fit_the_bound(rows, groups, share, keys, max_bytes, device):
+    try:
+        r, g = chunk_sizes(rows, groups, share, keys, 64, max_bytes, device)
+    except UserError as error:
+        least = int(str(error).split("at least ")[1].split()[0])
+        assert max_bytes < least
+        return
+    assert 1 <= r <= rows and 1 <= g <= groups
+    assert g * share * r * keys * 2 * 4 + g * keys * 64 * 4 <= max_bytes
+
+
+def test_a_bound_too_small_names_the_least_that_is_needed():
+    query, key = tensors()
+    with pytest.raises(UserError, match=r"max_bytes = 100 is not allowed. Allowed: at least \d+ for 24 keys"):
+        head_sum(query, ROWS, key, COLUMNS, scale=1.0, bias=causal, max_bytes=100)
