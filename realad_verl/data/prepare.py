@@ -149,7 +149,7 @@ def _check_record(record: _Record, total: int, settings: PrepareSettings) -> Non
     if len(record.skipped) > settings.max_bad_share * total:
         lines = [f"  {entry['id']}: {entry['reason']} ({entry['detail']})" for entry in record.skipped]
         raise UserError(
-            f"{len(lines)} of {total} images cannot be used, more than max_bad_share = {settings.max_bad_share:g} allows:"
+            f"{len(lines)} of {total} images cannot be used; max_bad_share = {settings.max_bad_share:g} allows fewer:"
             f"\n{_shown(lines)}\nRepair or remove them, or allow a larger share with --max-bad-share."
         )
     if record.overlaps and not settings.drop_overlap:

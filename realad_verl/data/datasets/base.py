@@ -23,7 +23,7 @@ ALL = "all"
 class Sample:
     """One image of a dataset.
 
-    id: path of the image below the root, with forward slashes; unique in its dataset.
+    id: path of the image below the dataset's root, with forward slashes; unique in its dataset.
     label: 0 normal, 1 anomalous. defect_type: "good" for a normal image.
     mask_path: the file that :func:`load_mask` reads (an image, or annotations to draw), None if there is none.
     split: the dataset's own split, or "all" where it has none.
