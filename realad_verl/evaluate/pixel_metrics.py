@@ -1,6 +1,6 @@
 """Pixel metrics over any number of full-size maps in constant memory.
 
-Scores are counted in a histogram whose bins are float32 numbers cut after 13 mantissa bits: the order of scores is kept,
+Scores are counted in a histogram whose bins are float32 numbers cut after 13 mantissa bits: scores keep their order,
 no score range has to be known beforehand, and a bin is never wider than 2**-13 of its value. Three counts a bin are all
 that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous pixels, and anomalous pixels weighted by one
 over the size of their defect region. Scores inside one bin are treated as ties, so AUROC is off by at most
@@ -52,8 +52,11 @@ class PixelHistogram:
     overlap: np.ndarray = field(default_factory=lambda: np.zeros(N_BINS, np.float64))
     n_regions: int = 0
 
-    def add(self, anomaly_map: np.ndarray, gt_mask: np.ndarray) -> None:
-        """Count one image. ``anomaly_map`` [H, W] finite float, ``gt_mask`` [H, W] bool; ValueError otherwise."""
+    def add(self, anomaly_map: np.ndarray, gt_mask: np.ndarray) -> float | None:
+        """Count one image. ``anomaly_map`` [H, W] finite float, ``gt_mask`` [H, W] bool; ValueError otherwise.
+
+        Returns the AUROC of this image alone, None where it has only one kind of pixel.
+        """
         if anomaly_map.shape != gt_mask.shape or anomaly_map.ndim != 2:
             raise ValueError(f"anomaly_map {anomaly_map.shape} and gt_mask {gt_mask.shape} must be one H x W")
         if not np.isfinite(anomaly_map.sum(dtype=np.float64)):
@@ -61,20 +64,28 @@ class PixelHistogram:
         bins = score_bins(anomaly_map).ravel()
         first = int(bins.min())
         bins = bins - first
-        span = slice(first, first + int(bins.max()) + 1)
-        width = span.stop - span.start
-        self.normal[span] += np.bincount(bins, minlength=width)
-        where = np.flatnonzero(gt_mask)
+        width = int(bins.max()) + 1
+        span = slice(first, first + width)
+        counts = np.bincount(bins, minlength=width)
+        where = np.flatnonzero(gt_mask.ravel())
         if not where.size:
-            return
+            self.normal[span] += counts
+            return None
         count, labels, stats, _ = cv2.connectedComponentsWithStats(gt_mask.astype(np.uint8), connectivity=8)
         hit = bins[where]
         hits = np.bincount(hit, minlength=width)
-        self.normal[span] -= hits
+        counts -= hits
+        self.normal[span] += counts
         self.anomalous[span] += hits
-        share = 1.0 / stats[labels.ravel()[where], cv2.CC_STAT_AREA]
+        areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]
+        share = 1.0 / areas[labels.ravel()[where]]
         self.overlap[span] += np.bincount(hit, weights=share, minlength=width)
         self.n_regions += count - 1
+        n_normal = bins.size - where.size
+        if not n_normal:
+            return None
+        below = np.cumsum(counts) - 0.5 * counts  # a tie counts half
+        return float(hits @ below / (where.size * n_normal))
 
     def merge(self, other: "PixelHistogram") -> None:
         """Add the counts of ``other``, as if its images had been added here."""

@@ -1,4 +1,4 @@
-"""Pixel metrics against scikit-learn and adeval (the MVTec authors' reference code), and the known failures of others."""
+"""Pixel metrics against scikit-learn and adeval (MVTec's reference code), and the known failures of others."""
 
 import cv2
 import numpy as np
@@ -156,6 +156,17 @@ def test_accuracy_at_any_threshold(threshold):
     y, s = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
     expected = accuracy_score(y, s >= quantise(np.array([threshold], np.float32))[0])
     assert fill(maps, masks).curve().accuracy(threshold) == pytest.approx(expected)
+
+
+def test_each_image_gets_its_own_auroc():
+    maps, masks = make_maps(3)
+    maps = [quantise(m) for m in maps]
+    histogram = PixelHistogram()
+    for anomaly_map, mask in zip(maps[:2], masks[:2], strict=True):
+        expected = roc_auc_score(mask.ravel(), anomaly_map.ravel())
+        assert histogram.add(anomaly_map, mask) == pytest.approx(expected, abs=1e-12)
+    assert histogram.add(maps[2], masks[2]) is None
+    assert histogram.add(maps[2], np.ones_like(masks[2])) is None
 
 
 def test_bad_input_is_refused():
