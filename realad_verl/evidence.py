@@ -5,15 +5,17 @@
 
 A response without full evidence keeps a defined result, named by ``Evidence.problem``:
 
-| problem           | when                                                         | found by | map | Jaccard |
-|-------------------|--------------------------------------------------------------|----------|-----|---------|
-| "multiple_images" | the prompt holds more than one image                         | plan     | no  | no      |
-| "no_image"        | the prompt holds no image token                              | plan     | no  | no      |
-| "no_reasoning"    | no token inside a think block                                | plan     | no  | no      |
-| "no_words"        | no anomaly word in the prompt, and ``scoring.select`` is     | plan     | no  | no      |
-|                   | "both" or "text"; "image" and "all" go on with S_T = 0       |          |     |         |
-| "non_finite"      | the attention rows hold NaN or infinity                      | reduce   | no  | no      |
-| "too_few_tokens"  | fewer reasoning tokens than ``consistency.t``                | reduce   | yes | no      |
+| problem           | when                                                         | found by | map     | Jaccard |
+|-------------------|--------------------------------------------------------------|----------|---------|---------|
+| "multiple_images" | the prompt holds more than one image                         | plan     | no      | no      |
+| "no_image"        | the prompt holds no image token                              | plan     | no      | no      |
+| "no_reasoning"    | no token inside a think block                                | plan     | no      | no      |
+| "no_words"        | no anomaly word in the prompt, and ``scoring.select`` is     | plan     | no      | no      |
+|                   | "both" or "text"; "image" and "all" do without S_T           |          |         |         |
+| "non_finite"      | an attention row holds NaN or infinity                       | reduce   | of the  | no      |
+|                   |                                                              |          | others  |         |
+| "constant_rows"   | no token's attention to the image varies                     | reduce   | mean    | no      |
+| "too_few_tokens"  | fewer usable reasoning tokens than ``consistency.t``         | reduce   | yes     | no      |
 
 Where several hold, the first of the table is named.
 Shapes: L sequence, R reasoning tokens, N image tokens, P cells of the map, C = N + word tokens.
@@ -28,9 +30,9 @@ from torch import Tensor
 
 from realad_verl.attention.readout import RowRequest
 from realad_verl.backbones import ImageLayout, MultipleImagesError, backbone_for
-from realad_verl.backbones.pieces import token_pieces
+from realad_verl.backbones.pieces import response_pieces, token_pieces
 from realad_verl.method.config import MethodConfig
-from realad_verl.method.evidence import Evidence, compute_evidence_batch
+from realad_verl.method.evidence import Evidence, compute_evidence_batch, no_evidence
 from realad_verl.method.spans import reasoning_tokens, word_tokens
 
 
@@ -76,7 +78,7 @@ class EvidenceBuilder:
         """
         input_ids = input_ids.detach().cpu()
         prompt, response = input_ids[:prompt_length], input_ids[prompt_length:]
-        reasoning = reasoning_tokens(token_pieces(self.tokenizer, response.tolist()), self.cfg.spans)
+        reasoning = reasoning_tokens(response_pieces(self.tokenizer, response.tolist()), self.cfg.spans)
         words = word_tokens(token_pieces(self.tokenizer, prompt.tolist()), self.cfg.readout.words)
         try:
             layout = self.backbone.image_layout(prompt, self.model_config, processor_outputs, self.tokenizer)
@@ -112,7 +114,7 @@ class EvidenceBuilder:
         """
         asked = [plan for plan in plans if plan.request is not None]
         results = iter(compute_evidence_batch(list(self._triples(asked, rows)), self.cfg))
-        return [empty_evidence(plan, plan.problem) if plan.problem is not None else next(results) for plan in plans]
+        return [_without(plan) if plan.request is None else next(results) for plan in plans]
 
     @staticmethod
     def _triples(
@@ -124,20 +126,6 @@ class EvidenceBuilder:
             yield plan.layout.project(rows_RC[:, :n_image]), rows_RC[:, n_image:].sum(1), plan.layout.grid
 
 
-def empty_evidence(plan: EvidencePlan, problem: str) -> Evidence:
-    """The evidence of a sequence that has none: no map, no Jaccard, zero weights."""
-    n = len(plan.reasoning)
-    zeros = torch.zeros(n)
-    return Evidence(
-        anomaly_map_P=None,
-        grid=plan.layout.grid if plan.layout is not None else (0, 0),
-        weights_R=zeros,
-        s_t_R=zeros,
-        s_i_R=zeros,
-        kept_R=torch.zeros(n, dtype=torch.bool),
-        n_reasoning=n,
-        n_kept=0,
-        fallback=False,
-        jaccard=None,
-        problem=problem,
-    )
+def _without(plan: EvidencePlan) -> Evidence:
+    assert plan.problem is not None
+    return no_evidence(plan.problem, len(plan.reasoning), plan.layout.grid if plan.layout is not None else (0, 0))

@@ -1,21 +1,35 @@
 """Backbones: for each model family, which prompt positions are image tokens and which grid they form.
 
-A family is one small file and one entry (or several model types) in ``BACKBONES``; docs/backbones.md shows how.
+A family is one small file and an entry for each of its model types in ``BACKBONES``; docs/backbones.md shows how.
 """
 
 from typing import Any
 
 from realad_verl.backbones.base import Backbone, Prompt
+from realad_verl.backbones.gemma3 import SQUARE
+from realad_verl.backbones.idefics import IDEFICS
+from realad_verl.backbones.internvl import INTERNVL
 from realad_verl.backbones.layout import ImageLayout, MultipleImagesError
+from realad_verl.backbones.llava_next import LLAVA_NEXT
+from realad_verl.backbones.pixtral import PIXTRAL
 from realad_verl.backbones.qwen_vl import QWEN_VL
 from realad_verl.errors import UserError
 
 # config.model_type -> family
 BACKBONES: dict[str, Backbone] = {
-    "qwen2_vl": QWEN_VL,
-    "qwen2_5_vl": QWEN_VL,
-    "qwen3_vl": QWEN_VL,
+    "gemma3": SQUARE,
     "glm4v": QWEN_VL,
+    "idefics3": IDEFICS,
+    "internvl": INTERNVL,
+    "llava": PIXTRAL,
+    "llava_next": LLAVA_NEXT,
+    "llava_onevision": LLAVA_NEXT,
+    "mistral3": PIXTRAL,
+    "paligemma": SQUARE,
+    "qwen2_5_vl": QWEN_VL,
+    "qwen2_vl": QWEN_VL,
+    "qwen3_vl": QWEN_VL,
+    "smolvlm": IDEFICS,
 }
 
 

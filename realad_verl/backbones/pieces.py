@@ -2,13 +2,14 @@
 
 import codecs
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from realad_verl.errors import UserError
 
-REPLACEMENT = "\ufffd"
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")  # sentencepiece's byte fallback
 
 
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -16,12 +17,22 @@ def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     A character whose bytes are spread over several tokens belongs to the token that completes it; the tokens before
     add "". Bytes that are no valid UTF-8 become U+FFFD. Byte-level BPE is done from the bytes, any other tokenizer by
-    decoding a growing window. Raises UserError where a tokenizer's decoding of a text depends on the tokens after it.
+    decoding a short window. Raises UserError where a tokenizer's decoding of a text depends on the tokens after it.
     """
     ids = [int(i) for i in ids]
     if _is_byte_level(tokenizer):
         return _byte_level_pieces(tokenizer.convert_ids_to_tokens(ids))
     return _windowed_pieces(tokenizer, ids)
+
+
+def response_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """``token_pieces`` of a response: special tokens (end of turn, padding, a sampled image token) add "".
+
+    ``"".join(pieces)`` is what decoding with ``skip_special_tokens=True`` gives: the text that rewards see.
+    """
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    texts = iter(token_pieces(tokenizer, [i for i in ids if int(i) not in special]))
+    return ["" if int(i) in special else next(texts) for i in ids]
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
@@ -57,15 +68,31 @@ def _windowed_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     def decode(part: list[int]) -> str:
         return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    # The window begins with the last token whose text is known, since decoders strip a leading space.
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(ids)]
+    # The window begins with the last text known, since decoders strip a leading space. What a byte token adds depends
+    # on its neighbours, so a run of them is decoded together.
     pieces, start, known = [], 0, 0
     for end in range(1, len(ids) + 1):
-        before, after = decode(ids[start:known]), decode(ids[start:end])
-        if after.endswith(REPLACEMENT) and end < len(ids):
-            pieces.append("")  # perhaps the beginning of a character
+        if end < len(ids) and _is_byte(tokens[end - 1]) and _is_byte(tokens[end]):
             continue
-        pieces.append(after[len(before) :])
+        text = decode(ids[start:end])[len(decode(ids[start:known])) :]
+        pieces += _spread_over_bytes(text, tokens[known:end]) if end - known > 1 else [text]
         start, known = known, end
     if "".join(pieces) != decode(ids):
         raise UserError(f"the text of single tokens cannot be told with {type(tokenizer).__name__}.")
     return pieces
+
+
+def _is_byte(token: str) -> bool:
+    return BYTE_TOKEN.fullmatch(token) is not None
+
+
+def _spread_over_bytes(text: str, tokens: list[str]) -> list[str]:
+    """Each character of a run of byte tokens to the token that completes it; where that cannot be told, to the last."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces = [decoder.decode(bytes([int(token[3:5], 16)])) for token in tokens]
+    if "".join(pieces) == text:
+        return pieces
+    if len(text) == len(tokens):  # an invalid run: decoders put one U+FFFD for each byte
+        return list(text)
+    return [""] * (len(tokens) - 1) + [text]
