@@ -1,13 +1,13 @@
 """The datasets by name. ``DATASETS[name].samples(root, split)`` lists images; ``load_mask`` is for evaluation."""
 
 import numpy as np
-from PIL import Image
 
 from realad_verl.data.datasets.base import ALL, Dataset, Sample
 from realad_verl.data.datasets.deeppcb import DEEPPCB
 from realad_verl.data.datasets.dtd_synthetic import DTD_SYNTHETIC
 from realad_verl.data.datasets.folder import FOLDER
 from realad_verl.data.datasets.goodsad import GOODSAD
+from realad_verl.data.datasets.masks import opened
 from realad_verl.data.datasets.mvtec_ad import MVTEC_AD
 from realad_verl.data.datasets.pr_real import PR_REAL
 from realad_verl.data.datasets.real_iad import REAL_IAD
@@ -39,7 +39,7 @@ def load_mask(sample: Sample) -> np.ndarray:
     ``sample.mask_path`` first where that can happen. A mask that is all zero comes back all False.
     """
     if sample.label == 0:
-        with Image.open(sample.path) as image:
+        with opened(sample.path) as image:
             width, height = image.size
         return np.zeros((height, width), dtype=bool)
     return get_dataset(sample.dataset).load_mask(sample)

@@ -15,9 +15,9 @@ are not checked against the original archive.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from realad_verl.data.datasets.base import ALL, Dataset, Sample, images_in, layout_error, relative_id, subdirectories
+from realad_verl.data.datasets.masks import opened
 from realad_verl.errors import UserError
 
 TYPES = {"1": "open", "2": "short", "3": "mousebite", "4": "spur", "5": "copper", "6": "pin-hole"}
@@ -75,7 +75,7 @@ def _boxes(path: Path) -> list[list[str]]:
 def _read_mask(sample: Sample) -> np.ndarray:
     assert sample.mask_path is not None  # Dataset.load_mask has checked it
     template = sample.path.with_name(sample.path.name.replace("_test.", "_temp."))
-    with Image.open(sample.path) as image, Image.open(template) as reference:
+    with opened(sample.path) as image, opened(template) as reference:
         test, temp = np.asarray(image.convert("L"), np.int16), np.asarray(reference.convert("L"), np.int16)
     differs = np.abs(test - temp) > 127
     boxed = np.zeros_like(differs)

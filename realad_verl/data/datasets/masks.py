@@ -1,12 +1,13 @@
 """Turning mask files into bool arrays, for every convention that the readers meet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from realad_verl.errors import UserError
 
@@ -19,14 +20,21 @@ def mask_from_file(path: Path) -> np.ndarray:
     - An alpha channel that varies: it is the mask if the colours are constant, else it multiplies them.
     - All zero although the image is labelled defective: stays all False; the image-level label is not changed by it.
     """
+    with opened(path) as image:
+        values = _values(image)
+    threshold = 127 if values.size and values.max() > 127 else 0
+    return values > threshold
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The decoded image at ``path``; UserError naming the file if it cannot be read."""
     try:
         with Image.open(path) as image:
             image.load()
-            values = _values(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"cannot read the mask {path}: {error}.") from error
-    threshold = 127 if values.size and values.max() > 127 else 0
-    return values > threshold
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
 
 
 def _values(image: Image.Image) -> np.ndarray:

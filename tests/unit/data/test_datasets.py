@@ -231,7 +231,7 @@ def test_unreadable_and_missing_masks_are_named(tmp_path: Path) -> None:
     assert first.mask_path and second.mask_path
     first.mask_path.write_bytes(b"not an image")
     second.mask_path.unlink()
-    with pytest.raises(UserError, match="cannot read the mask"):
+    with pytest.raises(UserError, match=f"cannot read {first.mask_path}"):
         load_mask(first)
     with pytest.raises(UserError, match="is missing"):
         load_mask(second)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from trees import TREES, image
 from typer.testing import CliRunner
 
 from realad_verl.cli import app
-from realad_verl.data.decode import content_sha256, ordered_map
+from realad_verl.data.decode import Unusable, content_sha256, decode, ordered_map
 from realad_verl.data.prepare import PrepareSettings, prepare
 from realad_verl.data.prompts import verl_messages
 from realad_verl.data.rows import ROW_GROUP, SCHEMA
@@ -190,6 +191,21 @@ def test_bad_files_are_listed_and_counted(tmp_path: Path) -> None:
     reasons = {Path(entry["id"]).name: entry["reason"] for entry in result["skipped"]}
     assert reasons == {"0000.JPG": "missing", "0001.JPG": "empty", "000.JPG": "unreadable", "001.JPG": "unreadable"}
     assert len(_rows(tmp_path / "out")) == len(result["images"]) == 8
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tiff", "webp"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_unusable_not_a_crash(tmp_path: Path, suffix: str) -> None:
+    whole = image(tmp_path / f"a.{suffix}").read_bytes()
+    random = Random(0)
+    kinds = Counter()
+    for i in range(60):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 12)):
+            damaged[random.randrange(min(len(damaged), 200 if i % 2 else len(damaged)))] = random.randrange(256)
+        (tmp_path / "b").write_bytes(damaged[: random.randrange(1, len(damaged))] if i % 5 == 0 else damaged)
+        kinds[type(decode(tmp_path / "b", 28))] += 1
+    assert kinds[Unusable] > 0
 
 
 def test_the_share_of_bad_files_is_a_threshold(tmp_path: Path) -> None:
