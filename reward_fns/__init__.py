@@ -1,1 +1,1 @@
-"""Reward functions that any verl job can use: format, accuracy and consistency, each alone; compose joins the first two."""
+"""Reward functions that any verl job can use: format, accuracy, consistency, each alone; compose joins two of them."""

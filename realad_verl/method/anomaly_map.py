@@ -8,18 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def weighted_map(rows_RP: Tensor, weights_R: Tensor, kept_R: Tensor) -> Tensor:
-    """A_RDAM = sum_r w_r A_{r,I} / sum_r w_r over the kept tokens: [R, P] -> [P], fp32.
+def map_shares(weights_R: Tensor, kept_R: Tensor) -> Tensor:
+    """w_r / sum_r w_r over the kept tokens, 0 for the others: [..., R] -> [..., R].
 
-    Weights that sum to 0 (all scores equal) make it the plain mean of the kept tokens. At least one must be kept.
+    Weights that sum to 0 (all scores equal) give equal shares. Where no token is kept, all are 0.
     """
-    if not bool(kept_R.any()):
-        raise ValueError("no token is kept: there is nothing to average")
-    rows, weights = rows_RP[kept_R].float(), weights_R[kept_R].float()
-    total = weights.sum()
-    if total <= 0:
-        return rows.mean(dim=0)
-    return (weights / total) @ rows
+    weights = torch.where(kept_R, weights_R, 0.0)
+    total = weights.sum(dim=-1, keepdim=True)
+    shares = torch.where(total > 0, weights / total, kept_R / kept_R.sum(dim=-1, keepdim=True))
+    return torch.where(kept_R, shares, 0.0)
+
+
+def weighted_map(rows_RP: Tensor, shares_R: Tensor) -> Tensor:
+    """A_RDAM = sum_r share_r A_{r,I}: [R, P], [R] -> [P], fp32; the plain mean for equal shares."""
+    return shares_R.float() @ rows_RP.float()
 
 
 def resize_map(map_P: Tensor, grid: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:

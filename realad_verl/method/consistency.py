@@ -15,7 +15,7 @@ from realad_verl.method.config import ConsistencyConfig
 
 
 def attention_regions(rows_tP: Tensor, percentile: float = 95.0) -> Tensor:
-    """Omega_r: the cells at or above the row's own percentile, bool [t, P].
+    """Omega_r: the cells at or above the row's own percentile: [..., t, P] -> bool [..., t, P].
 
     The percentile is interpolated linearly between order statistics. At 95 a 15 x 15 grid keeps its 12 strongest cells
     (P = 225), 7 x 7 keeps 3, and any grid of 20 cells or fewer keeps the strongest one; equal values can add cells.
@@ -23,28 +23,28 @@ def attention_regions(rows_tP: Tensor, percentile: float = 95.0) -> Tensor:
     otherwise a map of one bright cell would be "everywhere" and agree with any other.
     """
     rows = rows_tP.double()
-    cut = torch.quantile(rows, percentile / 100.0, dim=1, keepdim=True, interpolation="linear")
-    return (rows >= cut) & (rows > rows.amin(dim=1, keepdim=True))
+    cut = torch.quantile(rows, percentile / 100.0, dim=-1, keepdim=True, interpolation="linear")
+    return (rows >= cut) & (rows > rows.amin(dim=-1, keepdim=True))
 
 
-def jaccard_index(regions_tP: Tensor, kind: str = "pairwise") -> float:
-    """J of t >= 2 regions, in [0, 1].
+def jaccard_index(regions_tP: Tensor, kind: str = "pairwise") -> Tensor:
+    """J of t >= 2 regions, in [0, 1]: [..., t, P] -> [...], fp64.
 
     "pairwise": mean over r < s of |Omega_r & Omega_s| / |Omega_r | Omega_s|; "joint": |and of all| / |or of all|.
     Two empty regions have J = 0: nothing agrees with nothing.
     """
-    if regions_tP.shape[0] < 2:
-        raise ValueError(f"a Jaccard index needs at least 2 regions, got {regions_tP.shape[0]}")
+    t = regions_tP.shape[-2]
+    if t < 2:
+        raise ValueError(f"a Jaccard index needs at least 2 regions, got {t}")
     if kind == "joint":
-        both, either = regions_tP.all(dim=0).sum(), regions_tP.any(dim=0).sum()
-    else:
-        cells = regions_tP.double()
-        inter_tt = cells @ cells.T
-        size_t = cells.sum(dim=1)
-        union_tt = size_t[:, None] + size_t[None, :] - inter_tt
-        first, second = torch.triu_indices(len(cells), len(cells), offset=1).to(cells.device)
-        both, either = inter_tt[first, second], union_tt[first, second]
-    return float((both / either.clamp(min=1)).mean())
+        both, either = regions_tP.all(dim=-2).sum(dim=-1), regions_tP.any(dim=-2).sum(dim=-1)
+        return both.double() / either.clamp(min=1)
+    cells = regions_tP.double()
+    inter_tt = cells @ cells.mT
+    size_t = cells.sum(dim=-1)
+    union_tt = size_t[..., :, None] + size_t[..., None, :] - inter_tt
+    first, second = torch.triu_indices(t, t, offset=1, device=cells.device)
+    return (inter_tt[..., first, second] / union_tt[..., first, second].clamp(min=1)).mean(dim=-1)
 
 
 def consistency_reward(jaccard: float | None, label: int, cfg: ConsistencyConfig = ConsistencyConfig()) -> float:

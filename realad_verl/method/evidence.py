@@ -9,21 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from realad_verl.method.anomaly_map import weighted_map
+from realad_verl.method.anomaly_map import map_shares, weighted_map
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import attention_regions, jaccard_index
 from realad_verl.method.scoring import (
-    CHUNK_CELLS,
+    check_rows,
     concentration,
     min_max,
     select_tokens,
     token_weights,
     top_tokens,
-    usable_rows,
 )
 
 Grid = tuple[int, int]
 Triple = tuple[Tensor, Tensor, Grid]
+
+# Cells reduced together, padding included: bounds the memory of a batch (about 20 bytes a cell).
+GROUP_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -71,63 +73,109 @@ def compute_evidence(rows_RP: Tensor, s_t_R: Tensor, grid: Grid, cfg: MethodConf
 def compute_evidence_batch(triples: Sequence[Triple], cfg: MethodConfig = MethodConfig()) -> list[Evidence]:
     """Evidence of many responses, each ``(rows_RP, s_t_R, grid)``; the same numbers as one by one.
 
-    The component labelling runs over the maps of many responses at once, in groups of bounded size.
+    Every step runs over many responses at once, in groups of bounded size.
     """
+    evidence: list[Evidence] = []
     for rows_RP, s_t_R, grid in triples:
         if rows_RP.ndim != 2 or rows_RP.shape[1] != grid[0] * grid[1] or s_t_R.shape != rows_RP.shape[:1]:
             shapes = f"rows {tuple(rows_RP.shape)}, s_t {tuple(s_t_R.shape)}, grid {tuple(grid)}"
             raise ValueError(f"shapes do not fit: {shapes}; wanted [R, P], [R] and rows * cols = P")
-    evidence: list[Evidence] = [no_evidence("no_reasoning")] * len(triples)
+        evidence.append(no_evidence("no_image" if len(rows_RP) else "no_reasoning", len(rows_RP), grid))
     for group in _groups(triples):
-        grid = triples[group[0]][2]
-        rows = [triples[i][0].detach().float() for i in group]
-        sizes = [len(r) for r in rows]
-        stacked = torch.cat(rows) if len(rows) > 1 else rows[0]
-        s_i = concentration(stacked, grid, cfg.scoring.share).split(sizes)
-        usable = usable_rows(stacked).split(sizes)
-        for k, i in enumerate(group):
-            evidence[i] = _reduce(rows[k], triples[i][1].detach().float(), s_i[k], usable[k], grid, cfg)
+        for i, reduced in zip(group, _reduce([triples[i] for i in group], cfg), strict=True):
+            evidence[i] = reduced
     return evidence
 
 
 def _groups(triples: Sequence[Triple]) -> Iterator[list[int]]:
-    """Indices of responses of one grid and device, together at most ``CHUNK_CELLS`` cells (or one response)."""
-    pending: dict[tuple, tuple[list[int], int]] = {}
+    """Indices of the responses that have rows, by grid and device; ``GROUP_CELLS`` at most, or one response."""
+    pending: dict[tuple, list[int]] = {}
     for i, (rows_RP, _, grid) in enumerate(triples):
-        key = (tuple(grid), rows_RP.device)
-        group, cells = pending.get(key, ([], 0))
-        if group and cells + rows_RP.numel() > CHUNK_CELLS:
-            yield group
-            group, cells = [], 0
-        pending[key] = ([*group, i], cells + rows_RP.numel())
-    yield from (group for group, _ in pending.values())
+        if rows_RP.numel() == 0:
+            continue
+        group = pending.setdefault((tuple(grid), rows_RP.device), [])
+        longest = max([len(triples[j][0]) for j in group] + [len(rows_RP)])
+        if group and (len(group) + 1) * longest * rows_RP.shape[1] > GROUP_CELLS:
+            yield group.copy()
+            group.clear()
+        group.append(i)
+    yield from (group for group in pending.values() if group)
 
 
-def _reduce(rows_RP: Tensor, s_t_R: Tensor, s_i_R: Tensor, usable_R: Tensor, grid: Grid, cfg: MethodConfig) -> Evidence:
-    R, P = rows_RP.shape
-    if R == 0 or P == 0:
-        return no_evidence("no_reasoning" if R == 0 else "no_image", R, grid)
-    usable_R = usable_R & s_t_R.isfinite()
-    finite_R = s_t_R.isfinite() & rows_RP.isfinite().all(dim=1)
-    s_t_R = torch.where(s_t_R.isfinite(), s_t_R, 0.0)
+def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
+    """ReAL and the Jaccard index for responses of one grid, each with at least one token."""
+    grid, sizes = triples[0][2], [len(rows_RP) for rows_RP, _, _ in triples]
+    rows_TP = torch.cat([rows_RP.detach() for rows_RP, _, _ in triples]).float()
+    s_t_T = torch.cat([s_t_R.detach() for _, s_t_R, _ in triples]).to(rows_TP.device).float()
+    finite_T, usable_T = check_rows(rows_TP)
+    finite_T, usable_T = finite_T & s_t_T.isfinite(), usable_T & s_t_T.isfinite()
+    if not bool(finite_T.all()):
+        rows_TP, s_t_T = torch.where(finite_T[:, None], rows_TP, 0.0), torch.where(s_t_T.isfinite(), s_t_T, 0.0)
+    s_i_T = concentration(rows_TP, grid, cfg.scoring.share)
 
-    s_t_norm_R, s_i_norm_R = min_max(s_t_R, usable_R), min_max(s_i_R, usable_R)
-    weights_R = token_weights(s_t_norm_R, s_i_norm_R, usable_R, cfg.scoring)
-    kept_R, fallback = select_tokens(s_t_norm_R, s_i_norm_R, weights_R, usable_R, cfg.scoring)
+    size_B = torch.tensor(sizes, device=rows_TP.device)
+    token_BR = torch.arange(max(sizes), device=rows_TP.device) < size_B[:, None]
 
-    source_R = kept_R if bool(kept_R.any()) else finite_R
-    anomaly_map_P = weighted_map(rows_RP, weights_R, source_R) if bool(source_R.any()) else None
-    top = top_tokens(weights_R, usable_R, cfg.consistency.t)
-    jaccard = None
-    if not bool(finite_R.all()):
-        problem = "non_finite"
-    elif len(top) == 0:
-        problem = "constant_rows"
-    elif len(top) < cfg.consistency.t:
-        problem = "too_few_tokens"
-    else:
-        problem = None
-        regions = attention_regions(rows_RP[top], cfg.consistency.percentile)
-        jaccard = jaccard_index(regions, cfg.consistency.jaccard)
-    n_kept = int(kept_R.sum())
-    return Evidence(anomaly_map_P, grid, weights_R, s_t_R, s_i_R, kept_R, R, n_kept, fallback, jaccard, problem)
+    def pad(values_T: Tensor) -> Tensor:
+        return values_T.new_zeros(token_BR.shape).masked_scatter(token_BR, values_T)
+
+    usable_BR, finite_BR = pad(usable_T), pad(finite_T)
+    s_t_BR, s_i_BR = min_max(pad(s_t_T), usable_BR), min_max(pad(s_i_T), usable_BR)
+    weights_BR = token_weights(s_t_BR, s_i_BR, usable_BR, cfg.scoring)
+    kept_BR, fallback_B = select_tokens(s_t_BR, s_i_BR, weights_BR, usable_BR, cfg.scoring)
+    # Constant maps are averaged where there is nothing better: still a map, if a flat one.
+    shares_BR = map_shares(weights_BR, torch.where(kept_BR.any(dim=1, keepdim=True), kept_BR, finite_BR))
+
+    clean_B = (finite_BR == token_BR).all(dim=1)
+    n_usable = usable_BR.sum(dim=1).tolist()
+    jaccards = _jaccards(rows_TP, size_B, weights_BR, usable_BR, clean_B, cfg)
+    clean, fallback, mapped = clean_B.tolist(), fallback_B.tolist(), finite_BR.any(dim=1).tolist()
+    n_kept = kept_BR.sum(dim=1).tolist()
+
+    s_t_raw, s_i_raw = s_t_T.split(sizes), s_i_T.split(sizes)
+    evidence = []
+    for b, rows_RP in enumerate(rows_TP.split(sizes)):
+        R = sizes[b]
+        problem = _problem(clean[b], n_usable[b], cfg.consistency.t)
+        evidence.append(
+            Evidence(
+                anomaly_map_P=weighted_map(rows_RP, shares_BR[b, :R]) if mapped[b] else None,
+                grid=grid,
+                # tensors of their own: a view would drag the whole batch along wherever it is sent
+                weights_R=weights_BR[b, :R].clone(),
+                s_t_R=s_t_raw[b].clone(),
+                s_i_R=s_i_raw[b].clone(),
+                kept_R=kept_BR[b, :R].clone(),
+                n_reasoning=R,
+                n_kept=n_kept[b],
+                fallback=fallback[b],
+                jaccard=jaccards[b],
+                problem=problem,
+            )
+        )
+    return evidence
+
+
+def _problem(clean: bool, n_usable: int, t: int) -> str | None:
+    if not clean:
+        return "non_finite"
+    if n_usable == 0:
+        return "constant_rows"
+    return "too_few_tokens" if n_usable < t else None
+
+
+def _jaccards(
+    rows_TP: Tensor, size_B: Tensor, weights_BR: Tensor, usable_BR: Tensor, clean_B: Tensor, cfg: MethodConfig
+) -> list[float | None]:
+    """J of each response's t strongest tokens, None where it has fewer, or attention that is not finite."""
+    t = cfg.consistency.t
+    jaccards: list[float | None] = [None] * len(size_B)
+    enough = ((usable_BR.sum(dim=1) >= t) & clean_B).nonzero().squeeze(1)
+    if len(enough):
+        index_Bt, _ = top_tokens(weights_BR[enough], usable_BR[enough], t)
+        first_B = (size_B.cumsum(0) - size_B)[enough]
+        regions_BtP = attention_regions(rows_TP[first_B[:, None] + index_Bt], cfg.consistency.percentile)
+        values = jaccard_index(regions_BtP, cfg.consistency.jaccard).tolist()
+        for b, value in zip(enough.tolist(), values, strict=True):
+            jaccards[b] = value
+    return jaccards

@@ -1,8 +1,9 @@
 """ReAL, steps 1 to 5: which reasoning tokens look at the anomaly, and how much each one counts.
 
-Shape letters: R reasoning tokens of one response, T tokens (of one or many responses), P image cells (= rows*cols of
-the grid, row-major), W anomaly-word columns. Rows are attention probabilities: the softmax ran over every key, so the P
-values of a row sum to less than 1.
+Shape letters: R reasoning tokens of one response, T tokens of one or many responses in a row, P image cells (=
+rows*cols of the grid, row-major), W anomaly-word columns. "..." stands for nothing (one response) or for B responses
+padded to the same R, where padding is marked as not usable. Rows are attention probabilities: the softmax ran over
+every key, so the P values of a row sum to less than 1.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 from realad_verl.method.config import ScoringConfig
 
 # Cells labelled in one go: bounds the memory of `spatial_entropy` (about 40 bytes a cell) and keeps it in cache.
-CHUNK_CELLS = 1 << 19
+CHUNK_CELLS = 1 << 18
 # Scores that differ by less than this, relatively, are equal: rounding noise must not be stretched to [0, 1].
 EQUAL = 1e-6
 
@@ -25,12 +26,17 @@ def semantic_relevance(words_RW: Tensor) -> Tensor:
     return words_RW.float().sum(dim=-1)
 
 
-def usable_rows(rows_TP: Tensor) -> Tensor:
-    """Bool [T]: finite and not constant. A constant map says nothing about where, so its token is never selected."""
+def check_rows(rows_TP: Tensor) -> tuple[Tensor, Tensor]:
+    """(finite, usable), bool [T] each: no NaN or inf in the row; finite and not constant.
+
+    A constant map says nothing about where, so its token is never selected.
+    """
     if rows_TP.shape[-1] == 0:
-        return torch.zeros(rows_TP.shape[0], dtype=torch.bool, device=rows_TP.device)
-    low, high = rows_TP.aminmax(dim=-1)  # NaN propagates, and no comparison with NaN is true
-    return (high > low) & low.isfinite() & high.isfinite()
+        finite = torch.ones(rows_TP.shape[0], dtype=torch.bool, device=rows_TP.device)
+        return finite, ~finite
+    low, high = rows_TP.amin(dim=-1), rows_TP.amax(dim=-1)  # both carry NaN through
+    finite = low.isfinite() & high.isfinite()
+    return finite, finite & (high > low)
 
 
 def spatial_entropy(rows_TP: Tensor, grid: tuple[int, int], share: str = "area") -> Tensor:
@@ -40,47 +46,55 @@ def spatial_entropy(rows_TP: Tensor, grid: tuple[int, int], share: str = "area")
     share = "area", sum_{C_i}(A - mean) / sum_j sum_{C_j}(A - mean) for "mass". One region gives 0. A row with no region
     (constant) or with NaN or inf gets ln P, the most that any map can have.
 
-    The labelling runs on the CPU, many maps in one call; time and memory are linear in T, the latter in chunks.
+    The labelling runs on the CPU, many maps in one call; time is linear in T, memory bounded by chunks.
     """
-    rows = rows_TP.detach()
-    T, P = rows.shape
+    T, P = rows_TP.shape
     if grid[0] * grid[1] != P:
         raise ValueError(f"rows have {P} image cells, grid {grid} has {grid[0] * grid[1]}")
+    entropy_T = torch.empty(T, dtype=torch.float32)
     step = max(1, CHUNK_CELLS // max(P, 1))
-    parts = [_entropy_chunk(rows[i : i + step].float().cpu().numpy(), grid, share) for i in range(0, T, step)]
-    entropy = np.concatenate(parts) if parts else np.zeros(0)
-    return torch.from_numpy(entropy).to(dtype=torch.float32, device=rows.device)
+    for start in range(0, T, step):
+        chunk = rows_TP[start : start + step].detach().float().cpu()
+        entropy_T[start : start + step] = _entropy_chunk(chunk, grid, share)
+    return entropy_T.to(rows_TP.device)
 
 
-def _entropy_chunk(rows: np.ndarray, grid: tuple[int, int], share: str) -> np.ndarray:
-    """Entropies [n] of n maps [n, P], by one component labelling of all of them."""
-    n, P = rows.shape
+def _entropy_chunk(rows_nP: Tensor, grid: tuple[int, int], share: str) -> Tensor:
+    """Entropies [n] of n maps by one component labelling of all of them.
+
+    With s(k) a cell's share of the whole S = sum_k s(k), and S_C(k) the size of the component that holds cell k,
+    -sum_i p_i ln p_i = ln S - sum_k s(k) ln S_C(k) / S: a sum over cells, which needs no list of components.
+    """
+    n, P = rows_nP.shape
     height, width = grid
-    finite = np.isfinite(rows).all(axis=1)
-    rows = np.where(finite[:, None], rows, 0)
+    finite_n, usable_n = check_rows(rows_nP)
+    if not bool(finite_n.all()):
+        rows_nP = torch.where(finite_n[:, None], rows_nP, 0.0)
     # fp64, so that the mean of a constant map is exactly its value
-    mean = rows.mean(axis=1, dtype=np.float64, keepdims=True)
-    above: np.ndarray = np.greater(rows, mean)
+    mean_n = rows_nP.mean(dim=1, dtype=torch.float64)
     # The maps stand in one column with an empty line between them, so that no region crosses from map to map.
     canvas = np.zeros((n, height + 1, width), dtype=np.uint8)
-    canvas[:, :height] = above.reshape(n, height, width)
+    np.greater(rows_nP.numpy(), mean_n[:, None].numpy(), out=canvas[:, :height].reshape(n, P), casting="unsafe")
     count, labels = cv2.connectedComponents(canvas.reshape(-1, width), connectivity=8, ltype=cv2.CV_32S)
+    label = torch.from_numpy(labels).reshape(-1)
 
-    cells = np.flatnonzero(above)
-    owner = cells // P
-    region: np.ndarray = np.asarray(labels, dtype=np.int32).reshape(n, height + 1, width)[:, :height].reshape(-1)[cells]
-    size = np.ones(len(cells)) if share == "area" else (rows - mean).reshape(-1)[cells]
-    region_size = np.bincount(region, weights=size, minlength=count)
-    region_owner = np.zeros(count, dtype=np.int64)
-    region_owner[region] = owner
-    map_size = np.bincount(owner, weights=size, minlength=n)
-
-    # region 0 is the background
-    p = region_size[1:] / map_size[region_owner[1:]]
-    entropy = np.bincount(region_owner[1:], weights=-p * np.log(p), minlength=n)
-    # The order of the sum depends on where a map stands on the canvas: rounding makes equal partitions equal again.
-    entropy = np.abs(np.round(entropy, 9))
-    return np.where(map_size > 0, entropy, math.log(max(P, 1)))
+    if share == "area":
+        size_nk = None
+        region = torch.bincount(label, minlength=count).double()
+        total_n = torch.from_numpy(canvas).reshape(n, -1).sum(dim=1).double()
+    else:
+        size_nk = torch.zeros(n, height + 1, width, dtype=torch.float64)
+        size_nk[:, :height] = (rows_nP - mean_n[:, None]).clamp(min=0).reshape(n, height, width)
+        size_nk = size_nk.reshape(n, -1)
+        region = torch.bincount(label, weights=size_nk.reshape(-1), minlength=count)
+        total_n = size_nk.sum(dim=1)
+    log_region = region.log()
+    log_region[0] = 0.0  # label 0 is the background
+    log_nk = log_region.index_select(0, label).reshape(n, -1)
+    mean_log_n = (log_nk if size_nk is None else size_nk * log_nk).sum(dim=1) / total_n
+    # Equal partitions must have equal entropy, whatever the order of the sums: rounding takes their noise away.
+    entropy_n = (total_n.log() - mean_log_n).round(decimals=9).clamp(min=0.0)
+    return torch.where(usable_n, entropy_n, math.log(max(P, 1))).float()
 
 
 def concentration(rows_TP: Tensor, grid: tuple[int, int], share: str = "area") -> Tensor:
@@ -89,21 +103,21 @@ def concentration(rows_TP: Tensor, grid: tuple[int, int], share: str = "area") -
 
 
 def min_max(scores_R: Tensor, usable_R: Tensor) -> Tensor:
-    """S^[r] = (S[r] - min S) / (max S - min S) over the usable tokens, in [0, 1]: [R] -> [R].
+    """S^[r] = (S[r] - min S) / (max S - min S) over a response's usable tokens, in [0, 1]: [..., R] -> [..., R].
 
     Tokens that are not usable get 0 and do not move the others. Scores that are all equal (within rounding, relative
     1e-6) become zeros.
     """
-    if not bool(usable_R.any()):
+    if scores_R.shape[-1] == 0:
         return torch.zeros_like(scores_R)
-    low, high = scores_R[usable_R].aminmax()
-    if high - low <= EQUAL * torch.maximum(low.abs(), high.abs()):
-        return torch.zeros_like(scores_R)
-    return torch.where(usable_R, (scores_R - low) / (high - low), 0.0).clamp(0.0, 1.0)
+    low = torch.where(usable_R, scores_R, math.inf).amin(dim=-1, keepdim=True)
+    high = torch.where(usable_R, scores_R, -math.inf).amax(dim=-1, keepdim=True)
+    differ = high - low > EQUAL * torch.maximum(low.abs(), high.abs())  # false where none is usable: -inf
+    return torch.where(usable_R & differ, (scores_R - low) / (high - low), 0.0).clamp(0.0, 1.0)
 
 
 def token_weights(s_t_R: Tensor, s_i_R: Tensor, usable_R: Tensor, cfg: ScoringConfig) -> Tensor:
-    """w_r = alpha * S_T^[r] + beta * S_I^[r] of normalised scores: [R] -> [R]; 0 for tokens that are not usable.
+    """w_r = alpha * S_T^[r] + beta * S_I^[r] of normalised scores: [..., R] -> [..., R]; 0 for tokens not usable.
 
     select = "text" and "image" leave the other score out (w = S_T^, w = S_I^); "all" weighs every token 1.
     """
@@ -119,7 +133,7 @@ def token_weights(s_t_R: Tensor, s_i_R: Tensor, usable_R: Tensor, cfg: ScoringCo
 
 
 def passes(s_t_R: Tensor, s_i_R: Tensor, usable_R: Tensor, cfg: ScoringConfig) -> Tensor:
-    """Bool [R]: S_T^ > tau_t and S_I^ > tau_i (the one, the other or neither test, by ``select``), and usable."""
+    """Bool [..., R]: S_T^ > tau_t and S_I^ > tau_i (the one, the other or neither test, by ``select``), and usable."""
     kept = usable_R.clone()
     if cfg.select in ("both", "text"):
         kept &= s_t_R > cfg.tau_t
@@ -128,22 +142,25 @@ def passes(s_t_R: Tensor, s_i_R: Tensor, usable_R: Tensor, cfg: ScoringConfig) -
     return kept
 
 
-def top_tokens(weights_R: Tensor, usable_R: Tensor, t: int) -> Tensor:
-    """Indices of the t usable tokens of largest weight, largest first, the earlier token first among equals.
+def top_tokens(weights_R: Tensor, usable_R: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """(index, valid), [..., min(t, R)] each: the tokens of largest weight, the earlier token first among equals.
 
-    Shorter than t where there are fewer usable tokens.
+    Usable tokens come first; where there are fewer than t, ``valid`` is false for the rest.
     """
-    candidates = usable_R.nonzero().squeeze(-1)
-    order = weights_R[candidates].argsort(descending=True, stable=True)
-    return candidates[order[:t]]
+    ranked = torch.where(usable_R, weights_R, -math.inf)
+    index = ranked.argsort(dim=-1, descending=True, stable=True)[..., :t]
+    return index, usable_R.gather(-1, index)
 
 
 def select_tokens(
     s_t_R: Tensor, s_i_R: Tensor, weights_R: Tensor, usable_R: Tensor, cfg: ScoringConfig
-) -> tuple[Tensor, bool]:
-    """(kept bool [R], fallback): those that pass; if none does, the ``fallback_tokens`` of largest weight."""
+) -> tuple[Tensor, Tensor]:
+    """(kept bool [..., R], fallback bool [...]): the tokens that pass; where none does, the fallback tokens.
+
+    The fallback tokens are the ``fallback_tokens`` of largest weight; with no usable token even they are none.
+    """
     kept = passes(s_t_R, s_i_R, usable_R, cfg)
-    if bool(kept.any()):
-        return kept, False
-    kept[top_tokens(weights_R, usable_R, cfg.fallback_tokens)] = True
-    return kept, True
+    fallback = ~kept.any(dim=-1)
+    index, valid = top_tokens(weights_R, usable_R, cfg.fallback_tokens)
+    largest = torch.zeros_like(kept).scatter(-1, index, valid)
+    return torch.where(fallback[..., None], largest, kept), fallback

@@ -1,10 +1,10 @@
 """Where the reasoning and the answer are in a response: first in characters, then in tokens.
 
 A response is *well formed* when it is exactly ``<think> reasoning </think><answer> yes | no </answer>``: every tag
-once, in this order, nothing but white space around and between the blocks, a reasoning that is not blank. yes and no may
-be spelled in any case, with white space around them and nothing else. This is strict on purpose: a response that starts
-inside a think block, because the chat template has opened it already, is not well formed; use a template that leaves
-the opening tag to the model.
+once, in this order, nothing but white space around and between the blocks, a reasoning that is not blank [ours]. yes
+and no may be spelled in any case, with white space around them and nothing else. This is strict on purpose: a response
+that starts inside a think block, because the chat template has opened it already, is not well formed; use a template
+that leaves the opening tag to the model.
 
 What is not well formed has a defined result as well (``problem`` names the first line that applies):
 
@@ -23,9 +23,9 @@ What is not well formed has a defined result as well (``problem`` names the firs
 | the answer before the think block        | the block              | as found             | "wrong_order"     |
 | text before, between or after the blocks | the block              | as found             | "extra_text"      |
 
-"As found" is the one answer block outside the (first) think block, if it says yes or no, else None. So two answers are no
-answer, and what stands inside the think block is never one. The first block runs from the first opening tag to the first
-closing tag after it: tag texts quoted by the reasoning end it or are counted, and the response is not well formed.
+"As found" is the one answer block outside the (first) think block, if it says yes or no, else None. So two answers are
+no answer, and what stands inside the think block is never one. The first block runs from the first opening tag to the
+first closing tag after it: tag texts quoted by the reasoning end it or are counted, so the response is not well formed.
 """
 
 import re
