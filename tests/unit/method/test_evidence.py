@@ -112,7 +112,9 @@ def test_batched_equals_single(limit, share, select, monkeypatch):
     for triple, found in zip(triples, compute_evidence_batch(triples, cfg), strict=True):
         alone = compute_evidence(*triple, cfg)
         for name in ("weights_R", "s_t_R", "s_i_R", "kept_R", "anomaly_map_P"):
-            torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=0, atol=1e-6)  # rounding of sums
+            torch.testing.assert_close(
+                getattr(found, name), getattr(alone, name), rtol=0, atol=1e-6
+            )  # rounding of sums
         for name in ("grid", "n_reasoning", "n_kept", "fallback", "problem", "jaccard"):
             assert getattr(found, name) == getattr(alone, name)
 
