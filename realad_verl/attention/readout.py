@@ -37,6 +37,8 @@ class AttentionReadout:
         max_bytes: bound on the memory that computing the rows takes beside the result.
         sites: places beside transformers' own where the model's kernels are called (see `sites`).
         use_lse: use the kernel's log-sum-exp where it gives one, so that wanted columns alone are computed.
+        fused: compute the rows by the Triton kernels, except for a kernel call that has a mask and gives no
+            log-sum-exp; needs a GPU.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AttentionReadout:
         max_bytes: int = 64 << 20,
         sites: Sequence[Site] = (),
         use_lse: bool = True,
+        fused: bool = False,
     ) -> None:
         if max_bytes <= 0:
             raise bad_value("max_bytes", max_bytes, "a positive number of bytes")
@@ -54,6 +57,7 @@ class AttentionReadout:
         self.max_bytes = max_bytes
         self.sites = (*TRANSFORMERS_SITES, *sites)
         self.use_lse = use_lse
+        self.fused = fused
 
     @contextmanager
     def reading(
@@ -175,7 +179,10 @@ class Reading:
         if call.weights_BHNN is not None:
             return call.weights_BHNN[batch][:, rows_R[:, None], columns_C[None, :]].float().sum(0) / heads
         lse_BHN = call.lse_BHN if self._readout.use_lse else None
-        if lse_BHN is None:
+        lse_HR = None if lse_BHN is None else lse_BHN[batch][:, rows_R].float()
+        if self._readout.fused and (call.mask is None or lse_HR is not None):
+            return self._fused_head_sum(call, placement, lse_HR) / heads
+        if lse_HR is None:
             keys_K = torch.arange(placement.start, placement.stop, device=rows_R.device)
             key_GKD, wanted_C = call.key_BGND[batch, :, placement.start : placement.stop], columns_C - placement.start
         else:
@@ -189,7 +196,28 @@ class Reading:
             bias=lambda rows_r: additive_mask(call, batch, rows_r, keys_K),
             softcap=call.softcap,
             sink_H=call.sink_H,
-            lse_HR=None if lse_BHN is None else lse_BHN[batch][:, rows_R].float(),
+            lse_HR=lse_HR,
             max_bytes=self._readout.max_bytes,
         )
         return total_RC / heads
+
+    def _fused_head_sum(self, call: KernelCall, placement: Placement, lse_HR: Tensor | None) -> Tensor:
+        """[R, C] sum over heads by the Triton kernels."""
+        from realad_verl.attention.triton_kernel import head_sum_triton
+
+        batch, rows_R, columns_C = placement.batch, placement.rows, placement.columns
+        masked = call.mask is not None
+        return head_sum_triton(
+            call.query_BHND[batch],
+            rows_R,
+            call.key_BGND[batch],
+            columns_C,
+            scale=call.scale,
+            keys=(placement.start, placement.stop),
+            causal=call.causal,
+            window=call.window,
+            softcap=call.softcap,
+            sink_H=call.sink_H,
+            bias_XRC=additive_mask(call, batch, rows_R, columns_C) if masked else None,
+            lse_HR=lse_HR,
+        )

@@ -142,19 +142,21 @@ def head_sum_triton(
         "HAS_RIGHT": right >= 0,
         **blocks,
     }
+    lse_options: dict[str, Any] = {**options, "HAS_SINK": sink_H is not None}
+    column_options: dict[str, Any] = {**options, "HEADS": heads, "HAS_BIAS": bias_XRC is not None}
     row_blocks = triton.cdiv(n_rows, BLOCK_ROWS)
     if lse_HR is None:
         lse_HR = torch.empty(heads, n_rows, dtype=torch.float32, device=query_HND.device)
         sink = lse_HR if sink_H is None else sink_H.float().contiguous()
         _lse_kernel[(row_blocks, heads)](
             query_HND, key_GND, rows_R, sink, lse_HR, n_rows, *keys, scale, softcap, left, right, *strides,
-            HAS_SINK=sink_H is not None, **options,
+            **lse_options,
         )  # fmt: skip
     lse_HR = lse_HR.float().contiguous()
     bias = lse_HR if bias_XRC is None else bias_XRC.float()
     bias_strides = (0, 0, 0) if bias_XRC is None else bias_XRC.expand(heads, -1, -1).stride()
     _columns_kernel[(row_blocks, triton.cdiv(n_columns, BLOCK_COLUMNS))](
         query_HND, key_GND, rows_R, columns_C, bias, lse_HR, result_RC, n_rows, n_columns, scale, softcap, left, right,
-        *strides, *bias_strides, HEADS=heads, HAS_BIAS=bias_XRC is not None, **options,
+        *strides, *bias_strides, **column_options,
     )  # fmt: skip
     return result_RC

@@ -6,6 +6,7 @@ Not collected by itself: without a GPU, TRITON_INTERPRET=1 must be set before Tr
 import pytest
 import torch
 
+from realad_verl.attention import flash_reference
 from realad_verl.attention import triton_kernel as kernel
 from realad_verl.attention.calls import KernelCall
 from realad_verl.attention.layout import additive_mask
@@ -89,3 +90,16 @@ def test_half_precision():
 def test_nothing_wanted():
     query, key, rows, columns = made(16)
     assert kernel.head_sum_triton(query, rows[:0], key, columns, scale=1.0, keys=(0, N)).shape == (0, len(columns))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_reading_with_them(attention):
+    from attention_models import assert_rows, causal_model, eager_attention, padded, read, requests_for
+
+    model, inputs, requests = causal_model("gemma3_text", attention), padded([12, 10], 12), requests_for([12, 10], 12)
+    device = "cuda" if CUDA else "cpu"
+    model, inputs = model.to(device), {name: value.to(device) for name, value in inputs.items()}
+    with flash_reference.as_flash_attention_2():
+        for use_lse in (True, False):
+            rows, _ = read(model, requests, inputs, use_lse=use_lse, fused=True)
+            assert_rows([row.cpu() for row in rows], requests, eager_attention(model, **inputs).cpu(), within=5e-6)
