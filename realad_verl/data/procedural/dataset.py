@@ -51,7 +51,7 @@ DOMAINS = {
 class ProceduralSample:
     """One image. ``mask`` is all False and ``defect_type`` and ``place`` are None on a normal image (label 0).
 
-    ``image`` is uint8 [H, W, 3] RGB, ``mask`` bool [H, W]; ``caption`` is the reasoning text without tags.
+    ``image`` is uint8 [H, W, 3] RGB, ``mask`` bool [H, W]; ``caption`` is one wording of ``facts``, without tags.
     """
 
     image: np.ndarray
@@ -61,6 +61,7 @@ class ProceduralSample:
     surface: str
     place: str | None
     caption: str
+    facts: Facts
 
 
 class ProceduralDefects:
@@ -99,6 +100,7 @@ class ProceduralDefects:
             surface=surface_name,
             place=facts.place or None,
             caption=reasoning(facts, rng),
+            facts=facts,
         )
 
     def _damage(self, surface: Surface, noise: Noise, name: str) -> tuple[np.ndarray, np.ndarray, Facts]:

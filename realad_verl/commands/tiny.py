@@ -1,0 +1,99 @@
+"""``realad tiny``: the tiny backbone that ships with the package, and the procedural images it learned from."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from realad_verl.errors import UserError, bad_value
+
+app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1200,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 1,
+    report_images: Annotated[int, typer.Option(help="Held-out images a domain for the report.")] = 256,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Warm-start the tiny backbone by captions on procedural images, measure it and write it with its model card."""
+    for name, value in (("steps", steps), ("batch", batch), ("threads", threads), ("report-images", report_images)):
+        if value < 1:
+            raise bad_value(name, value, "1 or more")
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from realad_verl.data.tiny import build as run
+    from realad_verl.data.tiny_train import TrainConfig
+
+    torch.set_num_threads(threads)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=steps)
+
+        def on_step(step: int, place: float, caption: float) -> None:
+            progress.update(task, completed=step, description=f"loss: places {place:.2f}, captions {caption:.2f}")
+
+        cfg = TrainConfig(steps=steps, batch=batch, seed=seed)
+        report = run(out, cfg, report_images=report_images, overwrite=overwrite, on_step=on_step)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print_report(report, out)
+
+
+@app.command()
+def images(
+    out: Annotated[Path, typer.Option(help="Folder to make: normal/, anomalous/, masks/.", show_default=False)],
+    count: Annotated[int, typer.Option(help="Images in all, half of them anomalous.")] = 200,
+    domain: Annotated[str, typer.Option(help="source (what the tiny backbone learned) or shifted.")] = "shifted",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 168,
+    seed: Annotated[int, typer.Option(help="Of the images.")] = 0,
+    start: Annotated[int, typer.Option(help="Index of the first image, to cut splits from one sequence.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Write procedural images in the plain folder layout that ``realad prepare folder`` reads."""
+    from realad_verl.data.procedural import write_folder
+
+    if start < 0:
+        raise bad_value("start", start, "0 or more")
+    counts = write_folder(out, count, domain=domain, size=size, seed=seed, start=start)
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        typer.echo(f"{out}: {counts['normal']} normal, {counts['anomalous']} anomalous with masks")
+
+
+@app.command()
+def path() -> None:
+    """Print the folder of the shipped tiny model."""
+    from realad_verl.data.tiny import tiny_model_dir
+
+    folder = tiny_model_dir()
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} holds no model. Build one: realad tiny build --out {folder} --overwrite")
+    typer.echo(str(folder))
+
+
+def _print_report(report: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from realad_verl.data.tiny import CARD_ROWS
+
+    table = Table(title=f"{out}: {report['parameters']:,} parameters, {report['seconds']} s of training")
+    for column in ("", "source", "shifted"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, key in CARD_ROWS:
+        table.add_row(name, *(f"{report[domain][key]:.3f}" for domain in ("source", "shifted")))
+    for select in report["source"]["map_auroc"]:
+        values = (f"{report[domain]['map_auroc'][select]:.3f}" for domain in ("source", "shifted"))
+        table.add_row(f"pixel AUROC of the ReAL map, tokens: {select}", *values)
+    Console().print(table)
