@@ -6,7 +6,7 @@ A family is one small file and an entry for each of its model types in ``BACKBON
 from typing import Any
 
 from realad_verl.backbones.base import Backbone, Prompt
-from realad_verl.backbones.gemma3 import SQUARE
+from realad_verl.backbones.gemma3 import GEMMA3, PALIGEMMA
 from realad_verl.backbones.idefics import IDEFICS
 from realad_verl.backbones.internvl import INTERNVL
 from realad_verl.backbones.layout import ImageLayout, MultipleImagesError
@@ -17,7 +17,7 @@ from realad_verl.errors import UserError
 
 # config.model_type -> family
 BACKBONES: dict[str, Backbone] = {
-    "gemma3": SQUARE,
+    "gemma3": GEMMA3,
     "glm4v": QWEN_VL,
     "idefics3": IDEFICS,
     "internvl": INTERNVL,
@@ -25,7 +25,7 @@ BACKBONES: dict[str, Backbone] = {
     "llava_next": LLAVA_NEXT,
     "llava_onevision": LLAVA_NEXT,
     "mistral3": PIXTRAL,
-    "paligemma": SQUARE,
+    "paligemma": PALIGEMMA,
     "qwen2_5_vl": QWEN_VL,
     "qwen2_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,

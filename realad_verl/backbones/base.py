@@ -39,10 +39,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A family of models. ``layout`` gets the positions [N] of all image tokens (N > 0) and the prompt."""
+    """A family of models.
+
+    ``layout`` gets the positions [N] of all image tokens (N > 0) and the prompt. ``response_type``: the value of
+    ``token_type_ids`` at response tokens, for processors that make them.
+    """
 
     name: str
     layout: Callable[[Tensor, Prompt], ImageLayout]
+    response_type: int = 0
 
     def image_layout(
         self, input_ids: Tensor, model_config: Any, processor_outputs: Mapping[str, Any], tokenizer: Any
@@ -67,6 +72,12 @@ def image_token_id(model_config: Any) -> int:
         if value is not None:
             return int(value)
     raise UserError(f"the config of model_type '{model_config.model_type}' has no image_token_id.")
+
+
+def placeholder_ids(model_config: Any) -> set[int]:
+    """The ids that a model replaces by image or video features wherever they stand."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return {int(value) for value in (getattr(model_config, name, None) for name in names) if value is not None}
 
 
 def _refuse_videos(input_ids: Tensor, config: Any, outputs: Mapping[str, Any]) -> None:

@@ -22,4 +22,5 @@ def layout(columns: Tensor, prompt: Prompt) -> ImageLayout:
     return ImageLayout(columns, grid)
 
 
-SQUARE = Backbone("Gemma 3", layout)
+GEMMA3 = Backbone("Gemma 3", layout)
+PALIGEMMA = Backbone("PaliGemma", layout, response_type=1)  # 0 is the prompt, whose tokens all see each other

@@ -1,7 +1,8 @@
 """LLaVA-NeXT, LLaVA-OneVision: a base view of the whole image, then its any-resolution grid with newline tokens.
 
 The image is fitted into the best of the ``image_grid_pinpoints`` with its aspect ratio kept; the model cuts the padding
-away again, so the grid that is left is the whole image, to within half a cell along the padded side. OneVision scales the grid down where it has more cells than
+away again, so the grid that is left is the whole image (to half a cell along
+the padded side). OneVision scales the grid down where it has more cells than
 ``anyres_max_N`` tiles. Each row ends with a newline token, which is no image cell.
 """
 

@@ -1,0 +1,175 @@
+"""``realad localize``: images -> answer, score, reasoning and anomaly map, as files."""
+
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from realad_verl.errors import UserError, bad_value
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+
+
+def localize(
+    images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
+    out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model directory or hub id.", show_default="the tiny backbone of this package")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Images in one forward.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting of the method, as in scoring.select=text; may be repeated.", show_default=False),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository holds.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+) -> None:
+    """Decide whether images are anomalous, and where, by a model's own reasoning and attention.
+
+    Writes for each image NAME.json, NAME.overlay.png and, where the response has a reasoning, the anomaly map as
+    NAME.map.npy and 16-bit NAME.map.png. Files that are no images are listed at the end; the exit code is then 1.
+    """
+    if batch_size < 1:
+        raise bad_value("--batch-size", batch_size, "a whole number >= 1")
+    paths = find_images(images, out)
+    config = _method(method or [])
+    out.mkdir(parents=True, exist_ok=True)
+
+    import transformers
+
+    from realad_verl.data.tiny import tiny_model_dir
+    from realad_verl.localize import Localizer
+
+    transformers.logging.disable_progress_bar()
+    localizer = Localizer.from_pretrained(
+        model if model is not None else tiny_model_dir(),
+        method=config,
+        device=device,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+    )
+    records, unreadable = _run(localizer, paths, out, batch_size)
+    if as_json:
+        typer.echo(json.dumps({"results": records, "unreadable": unreadable}, ensure_ascii=False))
+    else:
+        _print(records, unreadable, out)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def find_images(arguments: Iterable[str], out: Path) -> list[Path]:
+    """The files that the arguments name, each once, in their order; those of a directory or a glob are sorted.
+
+    A directory's search leaves out ``out``, which may hold an earlier run's overlays. A name that matches nothing stays
+    in the list, to be reported as unreadable. Raises UserError where nothing is left.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(p for p in inside if out.resolve() not in p.resolve().parents)
+        elif path.exists() or not glob.has_magic(argument):
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+        found |= dict.fromkeys(files)
+    if not found:
+        raise UserError(f"no images in {', '.join(arguments)}. Looked for: {' '.join(sorted(SUFFIXES))}.")
+    return list(found)
+
+
+def output_names(paths: Iterable[Path]) -> list[str]:
+    """File stems, a repeated one (in any case) with -2, -3, ...: no image overwrites another's files."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name, count = path.stem, 1
+        while name.lower() in taken:
+            count += 1
+            name = f"{path.stem}-{count}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _method(settings: list[str]) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from realad_verl.method.config import MethodConfig
+
+    for setting in settings:
+        if "=" not in setting:
+            raise bad_value("--method", setting, "KEY=VALUE, as in scoring.select=text")
+    try:
+        nested = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"--method {' '.join(settings)}: {error}") from None
+    return MethodConfig.from_dict(nested)  # type: ignore[arg-type]
+
+
+def _run(localizer: Any, paths: list[Path], out: Path, batch_size: int) -> tuple[list[dict], list[dict]]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from realad_verl.localize_files import write_outputs
+
+    records, unreadable = [], []
+    names = iter(zip(paths, output_names(paths), strict=True))
+    steps = range(-(-len(paths) // batch_size))
+    for _ in track(steps, "Localizing", console=Console(stderr=True), transient=True):
+        batch = list(_readable(islice(names, batch_size), unreadable))
+        results = localizer([image for _, _, image in batch])
+        for (path, name, image), result in zip(batch, results, strict=True):
+            records.append(write_outputs(out, name, path, image, result))
+    return records, unreadable
+
+
+def _readable(files: Iterable[tuple[Path, str]], unreadable: list[dict]) -> Iterator[tuple[Path, str, Any]]:
+    from realad_verl.data.images import load_image
+
+    for path, name in files:
+        try:
+            yield path, name, load_image(path)
+        except UserError as error:
+            unreadable.append({"image": str(path), "reason": str(error)})
+
+
+def _print(records: list[dict], unreadable: list[dict], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if records:
+        table = Table("image", "answer", "score", "tokens", "kept", "Jaccard", "problem")
+        for record in records:
+            problems = [record[key] for key in ("format_problem", "problem") if record[key]]
+            table.add_row(
+                Path(record["image"]).name,
+                record["answer"] or "-",
+                _number(record["pred_score"]),
+                str(len(record["tokens"])),
+                f"{record['n_kept']}{' (fallback)' if record['fallback'] else ''}",
+                _number(record["jaccard"]),
+                ", ".join(problems),
+            )
+        console.print(table)
+        console.print(f"{len(records)} images written to {out}", soft_wrap=True, highlight=False)
+    if unreadable:
+        console.print(f"{len(unreadable)} files could not be read:", highlight=False)
+        for entry in unreadable:
+            console.print(f"  {entry['reason']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

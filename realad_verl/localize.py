@@ -1,0 +1,283 @@
+"""Image in; decision, score, reasoning and anomaly map out.
+
+    localizer = Localizer.from_pretrained("path/to/model")
+    result = localizer(image)
+
+A response is generated greedily, then one teacher-forced forward reads the attention and the answer's probability
+(``realad_verl.evidence``, the path that training uses). ``explain`` does the second half for responses made elsewhere.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from realad_verl.attention.readout import AttentionReadout
+from realad_verl.backbones import backbone_for
+from realad_verl.backbones.answers import answer_ids, yes_share
+from realad_verl.backbones.base import placeholder_ids
+from realad_verl.backbones.inputs import PromptInputs, chat_text, collate, prepare
+from realad_verl.backbones.pieces import response_pieces
+from realad_verl.data.prompts import hf_messages
+from realad_verl.errors import UserError, bad_value
+from realad_verl.evidence import EvidenceBuilder, EvidencePlan
+from realad_verl.method.anomaly_map import resize_map
+from realad_verl.method.config import MethodConfig, SpanConfig
+from realad_verl.method.evidence import Evidence
+from realad_verl.method.spans import answer_token, parse_response
+
+LABELS = {"yes": 1, "no": 0, None: None}
+
+
+@dataclass(frozen=True)
+class TokenEvidence:
+    """One reasoning token: its text, raw S_T and S_I, weight w_r, and whether the map is made of it."""
+
+    text: str
+    s_t: float
+    s_i: float
+    weight: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What a model says about one image.
+
+    ``image_size``: (height, width). ``answer``: None where the response gives no single yes or no, and then so is
+    ``pred_label`` (1 = anomalous). ``pred_score``: P(yes) / (P(yes) + P(no)) where the answer begins, in [0, 1];
+    without an answer, after an opening answer tag put behind the response [ours]; None for NaN logits. ``problem``:
+    why evidence is missing or partial (table in realad_verl.evidence); ``format_problem``: how the response departs
+    from the format (table in realad_verl.method.spans).
+    ``anomaly_map`` [H, W] float32 is ``grid_map`` [rows, cols] resized to the image; attention mass, not a probability.
+    """
+
+    image_size: tuple[int, int]
+    answer: str | None
+    pred_label: int | None
+    pred_score: float | None
+    response: str
+    reasoning: str | None
+    well_formed: bool
+    problem: str | None
+    format_problem: str | None
+    anomaly_map: np.ndarray | None
+    grid_map: np.ndarray | None
+    tokens: list[TokenEvidence]
+    jaccard: float | None
+    n_kept: int
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One prompt and response in the teacher-forced forward; ``score_at``: the position that predicts the answer."""
+
+    prompt: PromptInputs
+    pieces: list[str]
+    tail: Tensor
+    plan: EvidencePlan
+    score_at: int
+
+
+class Localizer:
+    """A model, its processor and the settings of the method."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        method: MethodConfig | None = None,
+        max_new_tokens: int = 256,
+        question: str | None = None,
+    ) -> None:
+        """``question``: the user turn's text; default: the paper's question and our format instruction.
+
+        Raises UserError for a model family without a backbone entry and a processor without a chat template.
+        """
+        if max_new_tokens < 1:
+            raise bad_value("max_new_tokens", max_new_tokens, "a whole number >= 1")
+        self.model = model.eval()
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.method = method if method is not None else MethodConfig()
+        self.max_new_tokens = max_new_tokens
+        self.backbone = backbone_for(model.config)
+        self.builder = EvidenceBuilder(model.config, self.tokenizer, self.method)
+        self.readout = AttentionReadout(model, self.method.readout.layers, self.method.readout.max_bytes)
+        self.text = chat_text(processor, hf_messages(question))
+        self.answer_ids = answer_ids(self.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        method: MethodConfig | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        max_new_tokens: int = 256,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Loads a model and its processor from a folder or by its hub id.
+
+        ``dtype``: default float32 on CPU, bfloat16 elsewhere. Raises UserError where it cannot be loaded or is of no
+        known family.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        target = _device(device)
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        try:
+            backbone_for(AutoConfig.from_pretrained(model, **options))
+            processor = AutoProcessor.from_pretrained(model, **options)
+            options["dtype"] = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(model, attn_implementation="sdpa", **options)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:  # how transformers says that a folder or hub id holds no such model
+            raise UserError(f"cannot load a model from '{model}': {error}") from error
+        return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens)
+
+    @overload
+    def __call__(self, images: Image.Image) -> Localization: ...
+    @overload
+    def __call__(self, images: Sequence[Image.Image]) -> list[Localization]: ...
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Localization | list[Localization]:
+        """One result for one image, a list for a sequence; a sequence is one batch."""
+        if isinstance(images, Image.Image):
+            return self([images])[0]
+        if not images:
+            return []
+        prompts = [prepare(self.processor, self.text, image) for image in images]
+        return self._explain(images, prompts, self._generate(prompts))
+
+    def explain(self, images: Sequence[Image.Image], response_ids: Sequence[Sequence[int]]) -> list[Localization]:
+        """Results for responses generated elsewhere (vLLM), by one teacher-forced forward; one response an image.
+
+        Placeholders of images that a response has sampled are fed as padding: the model would want pixels for them.
+        """
+        if len(images) != len(response_ids):
+            raise UserError(
+                f"{len(images)} images but {len(response_ids)} responses; give one response for each image."
+            )
+        if not images:
+            return []
+        prompts = [prepare(self.processor, self.text, image) for image in images]
+        return self._explain(images, prompts, response_ids)
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[PromptInputs]) -> list[list[int]]:
+        """Greedy responses, each up to and with its end token."""
+        batch = self._batch(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), "left")
+        config = type(self.model.generation_config)(
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=self.model.generation_config.eos_token_id,
+            pad_token_id=self._pad_id,
+            suppress_tokens=sorted(placeholder_ids(self.model.config)),
+        )
+        generated = self.model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :].tolist()
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in generated]
+        return [row[:stop] for row, stop in zip(generated, stops, strict=True)]
+
+    @torch.no_grad()
+    def _explain(
+        self, images: Sequence[Image.Image], prompts: Sequence[PromptInputs], response_ids: Sequence[Sequence[int]]
+    ) -> list[Localization]:
+        sequences = [self._sequence(i, prompts[i], list(ids)) for i, ids in enumerate(response_ids)]
+        batch = self._batch(prompts, [sequence.tail for sequence in sequences], "right")
+        wanted = sorted({sequence.score_at for sequence in sequences})
+        requests = [s.plan.request for s in sequences if s.plan.request is not None]
+        with self.readout.reading(requests) as reading:
+            positions = torch.tensor(wanted, device=self.model.device)
+            logits_BKV = self.model(**batch, logits_to_keep=positions, use_cache=False).logits
+        evidence = self.builder.reduce([s.plan for s in sequences], reading.rows())
+        scores = [yes_share(logits_BKV[i, wanted.index(s.score_at)], self.answer_ids) for i, s in enumerate(sequences)]
+        return [
+            _localization(image, sequence, found, score, self.method.spans)
+            for image, sequence, found, score in zip(images, sequences, evidence, scores, strict=True)
+        ]
+
+    def _sequence(self, index: int, prompt: PromptInputs, ids: list[int]) -> _Sequence:
+        response = torch.tensor(ids, dtype=torch.long)
+        length = len(prompt.input_ids)
+        plan = self.builder.plan(torch.cat([prompt.input_ids, response]), length, prompt.image, batch_row=index)
+        pieces = response_pieces(self.tokenizer, ids)
+        answer = answer_token(pieces, self.method.spans)
+        # What is appended comes after every reasoning token, so their attention is the same with and without it.
+        tail = response if answer is not None else torch.cat([_body(response, pieces), self._opened_answer(pieces)])
+        score_at = length + (answer if answer is not None else len(tail)) - 1
+        reserved = torch.tensor(sorted(placeholder_ids(self.model.config)))
+        tail = tail.masked_fill(torch.isin(tail, reserved), self._pad_id)
+        return _Sequence(prompt, pieces, tail, plan, score_at)
+
+    def _opened_answer(self, pieces: list[str]) -> Tensor:
+        """The tags that lead from a response without an answer to where one would be."""
+        spans = self.method.spans
+        unclosed = parse_response("".join(pieces), spans).problem == "unclosed_think"
+        text = (spans.think_close if unclosed else "") + spans.answer_open
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
+
+    def _batch(self, prompts: Sequence[PromptInputs], responses: Sequence[Tensor], side: Any) -> dict[str, Tensor]:
+        batch = collate(prompts, responses, self._pad_id, side, self.backbone.response_type)
+        moved = {key: value.to(self.model.device) for key, value in batch.items()}
+        return {key: v.to(self.model.dtype) if v.is_floating_point() else v for key, v in moved.items()}
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise bad_value("device", name, "cpu, cuda, cuda:0, mps, ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise bad_value("device", name, "cpu (this machine has no usable CUDA device)")
+    return device
+
+
+def _body(response: Tensor, pieces: list[str]) -> Tensor:
+    """The response without the special tokens at its end."""
+    return response[: max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)]
+
+
+def _localization(
+    image: Image.Image, sequence: _Sequence, evidence: Evidence, score: float, spans: SpanConfig
+) -> Localization:
+    text = "".join(sequence.pieces)
+    parsed = parse_response(text, spans)
+    map_P, size = evidence.anomaly_map_P, (image.height, image.width)
+    columns = (evidence.s_t_R, evidence.s_i_R, evidence.weights_R, evidence.kept_R)
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return Localization(
+        image_size=size,
+        answer=parsed.answer,
+        pred_label=LABELS[parsed.answer],
+        pred_score=score if math.isfinite(score) else None,
+        response=text,
+        reasoning=parsed.reasoning,
+        well_formed=parsed.well_formed,
+        problem=evidence.problem,
+        format_problem=parsed.problem,
+        anomaly_map=None if map_P is None else resize_map(map_P, evidence.grid, size).cpu().numpy(),
+        grid_map=None if map_P is None else map_P.reshape(evidence.grid).cpu().numpy(),
+        tokens=[
+            TokenEvidence(sequence.pieces[index], *value)
+            for index, value in zip(sequence.plan.reasoning, values, strict=True)
+        ],
+        jaccard=evidence.jaccard,
+        n_kept=evidence.n_kept,
+        fallback=evidence.fallback,
+    )
