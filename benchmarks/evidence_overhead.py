@@ -72,15 +72,13 @@ def variant(model: Any, name: str, tokens: int, rows: int) -> Callable[[], list[
     return torch.no_grad()({"plain": plain, "eager": eager}.get(name, reading))
 
 
-def measure_time(layers: int, tokens: int, rows: list[int], rounds: int, eager: bool) -> list[dict[str, Any]]:
+def measure_time(layers: int, tokens: int, rows: list[int], rounds: int, variants: list[str]) -> list[dict[str, Any]]:
     """One record per variant: median seconds and ratio to the plain forward."""
     model = build_model(layers)
     calls = {("plain", 0): variant(model, "plain", tokens, 1)}
     for count in rows:
-        calls |= {(name, count): variant(model, name, tokens, count) for name in ("readout", "full")}
-    if eager:
-        calls["eager", rows[-1]] = variant(model, "eager", tokens, rows[-1])
-        check = (calls["eager", rows[-1]]()[0] - calls["readout", rows[-1]]()[0]).abs().max().item()
+        some = [name for name in variants if name != "eager" or count == rows[-1]]  # its cost is not in the rows
+        calls |= {(name, count): variant(model, name, tokens, count) for name in some}
     seconds = interleaved({f"{name} {count}": call for (name, count), call in calls.items()}, rounds)
     return [
         {
@@ -89,7 +87,6 @@ def measure_time(layers: int, tokens: int, rows: list[int], rounds: int, eager: 
             "rows": count,
             "seconds": sorted(seconds[f"{name} {count}"])[rounds // 2],
             "time_ratio": ratio(seconds, f"{name} {count}", "plain 0"),
-            **({"max_difference_to_readout": check} if name == "eager" else {}),
         }
         for name, count in calls
     ]
@@ -110,7 +107,8 @@ def main(
     rows: Annotated[list[int], typer.Option(help="Query counts; those below T are run.")] = [256, 1024],  # noqa: B006
     layers: Annotated[int, typer.Option(help="Layers of the model; the ratios hardly depend on it.")] = 2,
     rounds: Annotated[int, typer.Option(help="Timed rounds of all variants.")] = 5,
-    eager: Annotated[bool, typer.Option(help="Include eager attention.")] = True,
+    variants: Annotated[list[str], typer.Option(help="Beside plain.")] = ["readout", "full", "eager"],  # noqa: B006
+    memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     torch.set_num_threads(1)
@@ -120,11 +118,13 @@ def main(
     records = []
     for length in tokens:
         counts = [count for count in rows if count < length]
-        for record in measure_time(layers, length, counts, rounds, eager):
+        for record in measure_time(layers, length, counts, rounds, variants):
+            records.append(record)
+            if not memory:
+                continue
             own = ["--memory-of", record["variant"], "--tokens", str(length), "--layers", str(layers)]
             record |= in_own_process(__file__, [*own, "--rows", str(record["rows"] or 1)])
-            records.append(record)
-    for record in records:
+    for record in records if memory else []:
         plain = next(r for r in records if r["variant"] == "plain" and r["tokens"] == record["tokens"])
         record["memory_ratio"] = record["above_model_mib"] / plain["above_model_mib"]
         record["peak_ratio"] = record["peak_mib"] / plain["peak_mib"]
@@ -133,8 +133,9 @@ def main(
         return
     table = Table("T", "variant", "R", "CPU s", "time / plain", "MiB above model", "memory / plain", "process / plain")
     for r in records:
-        numbers = [f"{r['seconds']:.2f}", f"{r['time_ratio']:.2f}", f"{r['above_model_mib']:.0f}"]
-        numbers += [f"{r['memory_ratio']:.2f}", f"{r['peak_ratio']:.2f}"]
+        numbers = [f"{r['seconds']:.2f}", f"{r['time_ratio']:.2f}"]
+        if memory:
+            numbers += [f"{r['above_model_mib']:.0f}", f"{r['memory_ratio']:.2f}", f"{r['peak_ratio']:.2f}"]
         table.add_row(str(r["tokens"]), r["variant"], str(r["rows"]), *numbers)
     Console().print(table)
 

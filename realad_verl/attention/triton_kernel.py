@@ -128,7 +128,7 @@ def head_sum_triton(
     if not n_rows or not n_columns:
         return result_RC
     left, right = window[0], (0 if causal else window[1])
-    strides = (*query_HND.stride(), *key_GND.stride())
+    strides: tuple[Any, ...] = (*query_HND.stride(), *key_GND.stride())
     blocks = {
         "BLOCK_R": BLOCK_ROWS,
         "BLOCK_C": BLOCK_COLUMNS,
@@ -154,7 +154,7 @@ def head_sum_triton(
         )  # fmt: skip
     lse_HR = lse_HR.float().contiguous()
     bias = lse_HR if bias_XRC is None else bias_XRC.float()
-    bias_strides = (0, 0, 0) if bias_XRC is None else bias_XRC.expand(heads, -1, -1).stride()
+    bias_strides: tuple[Any, ...] = (0, 0, 0) if bias_XRC is None else bias_XRC.expand(heads, -1, -1).stride()
     _columns_kernel[(row_blocks, triton.cdiv(n_columns, BLOCK_COLUMNS))](
         query_HND, key_GND, rows_R, columns_C, bias, lse_HR, result_RC, n_rows, n_columns, scale, softcap, left, right,
         *strides, *bias_strides, **column_options,
