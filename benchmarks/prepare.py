@@ -20,8 +20,21 @@ from pathlib import Path
 DISTINCT = 64  # image files that are really made; the others are hard links to them
 
 
+def link_images(root: Path, count: int, source: Path) -> None:
+    """``count`` links to the images below ``source``, half in normal/, half in anomalous/."""
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    for i in range(count):
+        original = found[i % len(found)]
+        path = root / ("normal", "anomalous")[i % 2] / f"{i:05}{original.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(original.resolve())
+
+
 def make_images(root: Path, count: int, side: int) -> None:
-    """``count`` textured JPEG files of ``side`` x ``side`` pixels, half in normal/, half in anomalous/."""
+    """``count`` textured JPEG files of ``side`` x ``side`` pixels, half in normal/, half in anomalous/.
+
+    They are noisier than photos, so PNG compression is slower at every level, and more alike between levels.
+    """
     import numpy as np
     from PIL import Image
 
@@ -45,7 +58,7 @@ def plain_loop(root: Path, out: Path, size: int) -> None:
     from PIL import Image
 
     rows = []
-    for path in sorted(root.rglob("*.jpg")):
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
         buffer = io.BytesIO()
         Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC).save(buffer, "PNG")
         rows.append({"images": [{"bytes": buffer.getvalue()}], "label": path.parent.name})
@@ -84,7 +97,8 @@ def measure(options: argparse.Namespace, root: Path) -> dict:
             ]
             done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
             results.append(json.loads(done.stdout))
-    report: dict = {key: getattr(options, key) for key in ("images", "side", "size", "workers", "rounds")}
+    report: dict = {key: getattr(options, key) for key in ("images", "size", "workers", "rounds")}
+    report["source"] = options.source.name if options.source else f"made, {options.side} x {options.side}"
     for kind, results in runs.items():
         middle = {key: statistics.median(run[key] for run in results) for key in results[0]}
         report[kind] = {
@@ -100,6 +114,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--source", type=Path, help="take the images below this folder instead of made ones")
     parser.add_argument("--side", type=int, default=1000, help="side of the source images in pixels")
     parser.add_argument("--size", type=int, default=420, help="side of the prepared images in pixels")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -112,12 +127,15 @@ def main() -> None:
         child(options.child, options.root, options.size, options.workers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder) / "images", options.images, options.side)
+        if options.source:
+            link_images(Path(folder) / "images", options.images, options.source)
+        else:
+            make_images(Path(folder) / "images", options.images, options.side)
         report = measure(options, Path(folder) / "images")
     if options.json:
         print(json.dumps(report, indent=1))
         return
-    print(f"{options.images} JPEG images, {options.side} -> {options.size} pixels, {options.workers} threads")
+    print(f"{options.images} images ({report['source']}) -> {options.size} pixels, {options.workers} threads")
     for kind in ("loop", "prepare"):
         print(f"{kind:>8}: {report[kind]['images_per_s']:7.1f} images/s, peak memory {report[kind]['peak_mib']} MiB")
     print(f"ratio of images/s: {report['ratio_images_per_s']}")

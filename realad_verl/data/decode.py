@@ -12,8 +12,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from realad_verl.data.images import load_image
+from realad_verl.errors import UserError
+
 RESAMPLING = "bicubic, antialiased, aspect ratio not kept"
-PNG_LEVEL = 1  # higher levels cost twice the time for 2 % of the size
+PNG_LEVEL = 1  # on photos a quarter of the time of Pillow's default, 6, for about the same size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,15 +40,14 @@ class Unusable:
 
 def decode(path: Path, size: int) -> Decoded | Unusable:
     """Read ``path`` and bring it to ``size`` x ``size`` pixels."""
-    try:
-        if path.stat().st_size == 0:
-            return Unusable("empty", "0 bytes")
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except FileNotFoundError:
+    if not path.exists():
         return Unusable("missing", "no such file")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Unusable("unreadable", f"{type(error).__name__}: {error}")
+    if path.stat().st_size == 0:
+        return Unusable("empty", "0 bytes")
+    try:
+        image = load_image(path)
+    except UserError as error:
+        return Unusable("unreadable", str(error).removeprefix(f"cannot read {path}: "))
     digest = content_sha256(image)
     buffer = io.BytesIO()
     image.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "PNG", compress_level=PNG_LEVEL)

@@ -7,7 +7,6 @@ from realad_verl.data.datasets.deeppcb import DEEPPCB
 from realad_verl.data.datasets.dtd_synthetic import DTD_SYNTHETIC
 from realad_verl.data.datasets.folder import FOLDER
 from realad_verl.data.datasets.goodsad import GOODSAD
-from realad_verl.data.datasets.masks import opened
 from realad_verl.data.datasets.mvtec_ad import MVTEC_AD
 from realad_verl.data.datasets.pr_real import PR_REAL
 from realad_verl.data.datasets.real_iad import REAL_IAD
@@ -15,6 +14,7 @@ from realad_verl.data.datasets.sdd import SDD
 from realad_verl.data.datasets.visa import VISA
 from realad_verl.data.datasets.vision import VISION
 from realad_verl.data.datasets.wfdd import WFDD
+from realad_verl.data.images import load_image
 from realad_verl.errors import unknown_key
 
 __all__ = ["ALL", "DATASETS", "Dataset", "Sample", "get_dataset", "load_mask"]
@@ -39,7 +39,6 @@ def load_mask(sample: Sample) -> np.ndarray:
     ``sample.mask_path`` first where that can happen. A mask that is all zero comes back all False.
     """
     if sample.label == 0:
-        with opened(sample.path) as image:
-            width, height = image.size
+        width, height = load_image(sample.path).size
         return np.zeros((height, width), dtype=bool)
     return get_dataset(sample.dataset).load_mask(sample)

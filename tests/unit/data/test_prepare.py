@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from trees import TREES, image
 from typer.testing import CliRunner
 
 from realad_verl.cli import app
+from realad_verl.data.datasets import get_dataset, load_mask
 from realad_verl.data.decode import Unusable, content_sha256, decode, ordered_map
 from realad_verl.data.prepare import PrepareSettings, prepare
 from realad_verl.data.prompts import verl_messages
@@ -206,6 +208,23 @@ def test_damaged_files_are_unusable_not_a_crash(tmp_path: Path, suffix: str) -> 
         (tmp_path / "b").write_bytes(damaged[: random.randrange(1, len(damaged))] if i % 5 == 0 else damaged)
         kinds[type(decode(tmp_path / "b", 28))] += 1
     assert kinds[Unusable] > 0
+
+
+def test_rotated_and_16_bit_photos(tmp_path: Path) -> None:
+    """The image is upright, and 16-bit grey is scaled, not clipped to white."""
+    tree = TREES["folder"](tmp_path / "in")
+    wide = Image.fromarray(np.kron([[0, 255]], np.ones((20, 20))).astype(np.uint8)).convert("RGB")  # left black
+    exif = wide.getexif()
+    exif[0x0112] = 6  # to be turned 90 degrees clockwise: the left side comes to the top
+    wide.save(tree.root / "normal" / "0.png", exif=exif)
+    Image.fromarray(np.full((20, 20), 2**15, np.uint16)).save(tree.root / "normal" / "1.png")
+    prepare("folder", tree.root, tmp_path / "out", SMALL)
+    found = {row["extra_info"]["id"]: row["images"][0]["bytes"] for row in _rows(tmp_path / "out")}
+    turned = np.asarray(Image.open(io.BytesIO(found["normal/0.png"])))
+    assert turned[:10].max() < 30 and turned[18:].min() > 225
+    assert 126 <= np.asarray(Image.open(io.BytesIO(found["normal/1.png"]))).mean() <= 129
+    (sample,) = (s for s in get_dataset("folder").samples(tree.root) if s.id == "normal/0.png")
+    assert load_mask(sample).shape == (40, 20)
 
 
 def test_the_share_of_bad_files_is_a_threshold(tmp_path: Path) -> None:
