@@ -28,6 +28,7 @@ def image_summary(
     summary: dict[str, Any] = dict.fromkeys(names)
     summary |= {"image_acc_threshold": threshold, "n_images": len(y), "n_anomalous_images": int(y.sum())}
     summary["n_without_answer"] = int((answers < 0).sum())
+    summary["n_without_score"] = sum(s is None for s in pred_score)
     if not len(y):
         return summary
     summary["image_acc"] = float((answers == y).mean())

@@ -77,8 +77,8 @@ class PixelHistogram:
         counts -= hits
         self.normal[span] += counts
         self.anomalous[span] += hits
-        areas = np.asarray(stats)[:, cv2.CC_STAT_AREA]
-        share = 1.0 / areas[labels.ravel()[where]]
+        regions = np.asarray(labels, np.int64).ravel()[where]
+        share = 1.0 / stats[:, cv2.CC_STAT_AREA][regions]
         self.overlap[span] += np.bincount(hit, weights=share, minlength=width)
         self.n_regions += count - 1
         n_normal = bins.size - where.size

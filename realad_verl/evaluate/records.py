@@ -2,7 +2,8 @@
 
 A row is a flat JSON object. ``image`` and ``mask`` are paths below ``settings.json``'s ``root`` (for a training sample:
 beside the row); ``map`` is a 16-bit grey PNG beside the row, at the size of the image-token grid, whose value 65535
-stands for ``map_scale``; ``thumb`` is a small WebP for the report; ``tokens`` lists the reasoning tokens as [text, S_T, S_I, weight, kept].
+stands for ``map_scale``; ``thumb`` is a small WebP for the report; ``tokens`` lists the reasoning tokens as
+[text, S_T, S_I, weight, kept].
 """
 
 import hashlib

@@ -1,0 +1,145 @@
+"""The loop of ``realad evaluate``: images in batches through an engine, one row each, then the summary."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from realad_verl.data.datasets import Sample, load_mask
+from realad_verl.data.images import load_image
+from realad_verl.errors import UserError
+from realad_verl.evaluate.engines import Engine
+from realad_verl.evaluate.records import file_stem, localization_fields, sample_fields, save_thumbnail
+from realad_verl.evaluate.store import ResultStore, write_json
+from realad_verl.evaluate.summary import SummaryConfig, summarise
+from realad_verl.evaluate.text_metrics import score_texts
+
+
+def limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """At most ``limit`` samples, taken in turn from each (category, label), so that a small limit still has both."""
+    if limit is None or limit >= len(samples):
+        return list(samples)
+    groups: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.category, sample.label), []).append(sample)
+    turns = sorted((place, name, sample.id) for name, group in groups.items() for place, sample in enumerate(group))
+    chosen = {sample_id for _, _, sample_id in turns[:limit]}
+    return [sample for sample in samples if sample.id in chosen]
+
+
+def pending(samples: Sequence[Sample], done: set[str], shard: tuple[int, int]) -> list[Sample]:
+    """The samples of this shard (every N-th, from the I-th) that have no row yet."""
+    index, count = shard
+    return [sample for sample in samples[index - 1 :: count] if sample.id not in done]
+
+
+def evaluate_samples(
+    samples: Sequence[Sample],
+    engine: Engine,
+    store: ResultStore,
+    root: Path,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 8,
+    shard: tuple[int, int] = (1, 1),
+    on_image: Callable[[], None] = lambda: None,
+) -> int:
+    """Write a row for each of ``samples``; returns how many images could not be read (their rows hold ``error``).
+
+    The model sees ``image_size`` x ``image_size`` pixels as in training (bicubic, aspect ratio not kept), or with None
+    the image as it is. A row's ``image_size`` is that of the original, as [height, width].
+    """
+    bad = 0
+    with store.writer(shard) as writer:
+        for batch in _batches(samples, batch_size):
+            images, readable = [], []
+            for sample in batch:
+                image = _read_image(sample.path)
+                if isinstance(image, str):
+                    writer.append(sample_fields(sample, root) | {"error": image})
+                    bad += 1
+                    on_image()
+                else:
+                    images.append(image)
+                    readable.append(sample)
+            start = time.perf_counter()
+            found = engine([_squared(image, image_size) for image in images]) if images else []
+            seconds = (time.perf_counter() - start) / max(1, len(images))
+            for sample, image, localization in zip(readable, images, found, strict=True):
+                thumb = f"thumbs/{file_stem(sample.id)}.webp"
+                save_thumbnail(store.folder / thumb, image)
+                row = sample_fields(sample, root) | localization_fields(localization, store.folder, sample.id)
+                row["image_size"] = [image.height, image.width]
+                writer.append(row | {"thumb": thumb, "seconds": round(seconds, 4)})
+                on_image()
+    return bad
+
+
+def finish(
+    samples: Sequence[Sample],
+    store: ResultStore,
+    config: SummaryConfig,
+    *,
+    references: dict[str, str] | None = None,
+    sbert_model: str | None = None,
+    extra: dict[str, Any] | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
+    """Write results.json and images.json once every sample has a row, by whichever shard; None before that."""
+    by_id = {sample.id: sample for sample in samples}
+    rows = [row for row in store.rows() if row["id"] in by_id]
+    if len(rows) < len(by_id):
+        return None
+    if references is not None:
+        score_texts([r for r in rows if not r.get("error")], references, sbert_model)
+
+    def mask_of(row: dict[str, Any]) -> np.ndarray | None:
+        sample = by_id[row["id"]]
+        if sample.label and sample.mask_path is None:
+            return None
+        if sample.label:
+            return load_mask(sample)
+        return np.zeros(row["image_size"], bool)  # spares opening the image again
+
+    results, images = summarise(rows, store.folder, mask_of, config, references=references, on_image=on_image)
+    results |= extra or {}
+    write_json(store.folder / "images.json", images)
+    write_json(store.folder / "results.json", results)
+    return results
+
+
+def read_references(path: Path) -> dict[str, str]:
+    """Reference reasoning by sample id, from JSON lines ``{"id": ..., "reasoning": ...}``."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"references: cannot read {path}: {error}") from error
+    references = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                references[str(row["id"])] = str(row["reasoning"])
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise UserError(f'{path}, line {number} must be {{"id": ..., "reasoning": ...}}.') from None
+    return references
+
+
+def _read_image(path: Path) -> Image.Image | str:
+    """The image, or the reason why it cannot be read."""
+    try:
+        return load_image(path)
+    except UserError as error:
+        return str(error).removeprefix(f"cannot read {path}: ")
+
+
+def _squared(image: Image.Image, size: int | None) -> Image.Image:
+    return image if size is None else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    yield from (samples[k : k + size] for k in range(0, len(samples), size))
