@@ -1,0 +1,116 @@
+"""``realad localize`` as a user runs it: files, table, JSON, mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+from PIL import Image
+from typer.testing import CliRunner
+
+from realad_verl.cli import app
+from realad_verl.commands.localize import find_images, output_names
+from realad_verl.data.images import load_image
+from realad_verl.errors import UserError
+from realad_verl.localize import Localizer
+from realad_verl.localize_files import write_outputs
+
+RESPONSE = "<think> a scratch on the left side, no other defect </think><answer> yes </answer>"
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    tiny = tiny_models.build("qwen2_5_vl")
+    path = tmp_path_factory.mktemp("model")
+    tiny.model.save_pretrained(path)
+    tiny.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.jpg", "deep/a.png"]):
+        noise = np.random.default_rng(i).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder
+
+
+def realad(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in ("localize", *arguments)])
+
+
+def test_directory_with_a_broken_file(model_dir, images, tmp_path):
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:3000])
+    out = tmp_path / "out"
+    options = ["--out", out, "--model", model_dir, "--max-new-tokens", 4, "--batch-size", 2]
+    result = realad(images, *options, "--json")
+    assert result.exit_code == 1
+    printed = json.loads(result.stdout)
+    assert [entry["image"] for entry in printed["results"]] == [
+        str(images / n) for n in ("a.png", "b.jpg", "deep/a.png")
+    ]
+    assert (
+        printed["unreadable"][0]["image"].endswith("broken.png") and "truncated" in printed["unreadable"][0]["reason"]
+    )
+    for entry, name in zip(printed["results"], ("a", "b", "a-2"), strict=True):
+        assert json.loads((out / f"{name}.json").read_text()) == entry
+        assert Image.open(out / f"{name}.overlay.png").size[0] == 900
+        assert 0 <= entry["pred_score"] <= 1
+    table = realad(images / "a.png", *options)
+    assert table.exit_code == 0 and "a.png" in table.stdout and "1 images written" in table.stdout
+
+
+def test_files_hold_the_map(model_dir, images, tmp_path):
+    localizer = Localizer.from_pretrained(model_dir)
+    image = load_image(images / "a.png")
+    (result,) = localizer.explain([image], [localizer.tokenizer.encode(RESPONSE)])
+    record = write_outputs(tmp_path, "a", images / "a.png", image, result)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.map.npy"), result.anomaly_map)
+    grey = np.asarray(Image.open(tmp_path / "a.map.png"))
+    assert grey.dtype == np.uint16 and grey.shape == (90, 120) and (grey.min(), grey.max()) == (0, 65535)
+    restored = record["map_min"] + grey / 65535 * (record["map_max"] - record["map_min"])
+    assert np.abs(restored - result.anomaly_map).max() <= (record["map_max"] - record["map_min"]) / 65535
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert "".join(token["text"] for token in written["tokens"]).strip() == written["reasoning"]
+    assert written["answer"] == "yes" and written["files"]["map"] == "a.map.npy"
+
+
+def test_settings_of_the_method(model_dir, images, tmp_path):
+    options = ["--out", tmp_path / "out", "--model", model_dir, "--max-new-tokens", 2]
+    good = realad(images / "a.png", *options, "--method", "readout.words=[scratch]", "--method", "scoring.select=image")
+    assert good.exit_code == 0
+    for setting, message in [
+        ("scoring.selct=text", "unknown key 'selct' in method.scoring. Did you mean 'select'?"),
+        ("scoring.select=words", "scoring.select = 'words' is not allowed"),
+        ("select", "KEY=VALUE"),
+    ]:
+        result = realad(images / "a.png", *options, "--method", setting)
+        assert isinstance(result.exception, UserError) and message in str(result.exception)
+
+
+def test_mistakes_are_named(images, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    for arguments, message in [
+        ([images / "a.png", *out, "--batch-size", 0], "--batch-size = 0"),
+        ([images / "a.png", *out, "--model", tmp_path / "nothing"], "cannot load a model from"),
+        ([tmp_path / "*.xyz", *out], "no images in"),
+    ]:
+        result = realad(*arguments)
+        assert isinstance(result.exception, UserError) and message in str(result.exception)
+
+
+def test_finding_images(images, tmp_path):
+    everything = [images / "a.png", images / "b.jpg", images / "deep/a.png"]
+    assert find_images([str(images)], tmp_path / "out") == everything
+    assert find_images([str(images / "*.png"), str(images / "a.png")], tmp_path / "out") == [images / "a.png"]
+    assert find_images([str(images / "**/*.png")], tmp_path / "out") == [images / "a.png", images / "deep/a.png"]
+    assert find_images([str(images)], images / "deep") == everything[:2], "an earlier run's files are not its input"
+    assert find_images(["absent.png"], tmp_path)[0].name == "absent.png"
+
+
+def test_names_do_not_collide(tmp_path):
+    paths = [tmp_path / name for name in ("x/a.png", "y/a.png", "z/A.jpg", "z/b.png", "z/a-2.png")]
+    names = output_names(paths)
+    assert names == ["a", "a-2", "A-3", "b", "a-2-2"] and len(set(names)) == len(paths)
