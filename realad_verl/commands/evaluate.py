@@ -78,7 +78,7 @@ def evaluate(
     source = get_dataset(dataset)
     split = split or source.test_split
     samples = limited(source.samples(root, split), limit)
-    settings: dict[str, Any] = {"dataset": dataset, "root": str(root.resolve()), "split": split, "limit": limit}
+    settings: dict[str, Any] = {"dataset": dataset, "root": str(root.resolve()), "split": split}
     settings |= model_identity(model) | {"engine": chosen, "image_size": image_size or "as it is"}
     settings |= {"max_new_tokens": max_new_tokens, "method": settings_of_method.to_dict()}
     store = ResultStore(out, settings)
@@ -92,7 +92,7 @@ def evaluate(
             evaluate_samples(
                 todo, runs, store, root, image_size=image_size or None, batch_size=batch_size, shard=part, on_image=step
             )
-        extra = {"dataset": dataset, "split": split, "settings": settings, "versions": versions()}
+        extra = {"dataset": dataset, "split": split, "limit": limit, "settings": settings, "versions": versions()}
         count = bar("metrics", len(samples), len(samples))
         results = finish(samples, store, config, references=texts, sbert_model=sbert_model, extra=extra, on_image=count)
     if results is None:
@@ -171,17 +171,19 @@ def _print_results(results: dict[str, Any], out: Path) -> None:
 
     from realad_verl.report.tables import CATEGORY, percent
 
-    table = Table(title=f"{escape(str(out))}, in %", caption=f"thresholds: {escape(results['threshold_source'])}")
-    table.add_column("category")
-    for group, _, label in CATEGORY:
-        table.add_column(f"{group[:5]}\n{label}", justify="right")
-    named = [*results["categories"].items(), ("macro mean", results["macro_mean"]), ("pooled", results["pooled"])]
-    for name, figures in named:
-        if name == "macro mean":
-            table.add_section()
-        table.add_row(escape(name), *(percent(figures.get(group, {}).get(key)) for group, key, _ in CATEGORY))
     console = Console()
-    console.print(table)
+    named = [*results["categories"].items(), ("macro mean", results["macro_mean"]), ("pooled", results["pooled"])]
+    for title, groups in (("Image and answers, %", ("image", "answers")), ("Pixel, %", ("pixel",))):
+        columns = [column for column in CATEGORY if column[0] in groups]
+        table = Table("category", *(label for _, _, label in columns), title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, figures in named:
+            if name == "macro mean":
+                table.add_section()
+            table.add_row(escape(name), *(percent(figures.get(group, {}).get(key)) for group, key, _ in columns))
+        console.print(table)
+    console.print(f"thresholds: {results['threshold_source']}", markup=False, highlight=False)
     for entry in results["bad_images"]:
         console.print(f"not readable: {entry['id']} ({entry['error']})", markup=False, highlight=False)
     if results["anomalous_without_mask"]:

@@ -174,6 +174,11 @@ class PixelCurve:
         Regions are the masks' 8-connected components; the false positive rate is over all normal pixels; the curve is
         cut at the limit by linear interpolation (Bergmann et al., MVTec AD).
         """
+        x, y = self._pro_curve(fpr_limit)
+        return float(np.trapezoid(y, x) / fpr_limit)
+
+    def _pro_curve(self, fpr_limit: float) -> tuple[np.ndarray, np.ndarray]:
+        """False positive rate and mean region overlap, from (0, 0) to exactly ``fpr_limit``."""
         if not 0 < fpr_limit <= 1:
             raise bad_value("fpr_limit", fpr_limit, "0 < fpr_limit <= 1")
         fpr, pro = np.r_[0, self.fp] / self.n_normal, np.r_[0, self.overlap] / self.n_regions
@@ -182,18 +187,16 @@ class PixelCurve:
         if x[-1] < fpr_limit:  # then a point beyond the limit exists, since the curve ends at 1
             share = (fpr_limit - x[-1]) / (fpr[inside] - x[-1])
             x, y = np.r_[x, fpr_limit], np.r_[y, y[-1] + share * (pro[inside] - y[-1])]
-        return float(np.trapezoid(y, x) / fpr_limit)
+        return x, y
 
     def points(self, fpr_limit: float = FPR_LIMIT, n: int = 200) -> dict[str, list[list[float]]]:
         """ROC, PR and PRO curves thinned to about ``n`` points each, as lists of [x, y], for figures."""
         tpr, fpr = np.r_[0, self.tp] / self.n_anomalous, np.r_[0, self.fp] / self.n_normal
         precision = self.tp / (self.tp + self.fp)
-        pro = np.r_[0, self.overlap] / self.n_regions
-        near = fpr <= fpr_limit
         return {
             "roc": thin(fpr, tpr, n),
             "pr": thin(self.tp / self.n_anomalous, precision, n),
-            "pro": thin(fpr[near], pro[near], n),
+            "pro": thin(*self._pro_curve(fpr_limit), n),
         }
 
 

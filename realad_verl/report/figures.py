@@ -75,7 +75,7 @@ def curve_figures(runs: Sequence[Run]) -> list[Markup]:
         with _axes(title) as (axes, out):
             for label, points, style in lines:
                 axes.plot(*np.array(points).T, label=label, **style)
-            limit = max(p[0] for _, points, _ in lines for p in points) if curve == "pro" else 1.0
+            limit = max((run.results or {}).get("fpr_limit", 0) for run in runs) if curve == "pro" else 1.0
             axes.set(xlim=(0, limit), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
             if curve == "roc":
                 axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))

@@ -102,8 +102,8 @@ def notes(run: Run) -> list[str]:
     lines = [
         "Large figures are the macro mean over categories, small ones pool all images. All are percentages.",
         f"Thresholds: {results['threshold_source']}. Image ACC needs none: it is the model's own answers.",
-        f"Pixel figures: {sizes}; AUPRO up to a false positive rate of {results['fpr_limit']:g}; the map of an image that "
-        f"the model calls normal is {'kept' if results['predicted_normal'] == 'keep' else 'zeroed'}.",
+        f"Pixel figures: {sizes}; AUPRO up to a false positive rate of {results['fpr_limit']:g}; the map of an image "
+        f"that the model calls normal is {'kept' if results['predicted_normal'] == 'keep' else 'zeroed'}.",
     ]
     answers, image = pooled["answers"], pooled["image"]
     if answers["n_without_map"]:

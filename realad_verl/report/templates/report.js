@@ -128,7 +128,7 @@
         const line = make("div", "verdict");
     const right = cell.pred_label === item.gt;
     line.append(make("strong", "", cell.answer === null ? "no answer" : cell.answer));
-    line.append(make("span", `chip ${right ? "right" : "wrong"}`, right ? "right" : item.gt ? "missed" : cell.answer === null ? "no answer" : "false alarm"));
+    line.append(make("span", `chip ${right ? "right" : "wrong"}`, right ? "right" : cell.answer === null ? "counts as wrong" : item.gt ? "missed" : "false alarm"));
     if (cell.pred_score !== null) line.append(make("span", "chip", `score ${number(cell.pred_score, 2)}`));
     if (cell.jaccard !== null && cell.jaccard !== undefined) line.append(make("span", "chip", `J ${number(cell.jaccard, 2)}`));
     if (cell.pixel_auroc !== null && cell.pixel_auroc !== undefined) line.append(make("span", "chip", `pixel AUROC ${(100 * cell.pixel_auroc).toFixed(0)}`));
