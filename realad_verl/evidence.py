@@ -23,6 +23,7 @@ Shapes: L sequence, R reasoning tokens, N image tokens, P cells of the map, C = 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class EvidenceBuilder:
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.backbone = backbone_for(model_config)
+        self._words = lru_cache(maxsize=64)(self._find_words)  # a group's responses share their prompt
 
     def plan(
         self,
@@ -79,7 +81,7 @@ class EvidenceBuilder:
         input_ids = input_ids.detach().cpu()
         prompt, response = input_ids[:prompt_length], input_ids[prompt_length:]
         reasoning = reasoning_tokens(response_pieces(self.tokenizer, response.tolist()), self.cfg.spans)
-        words = word_tokens(token_pieces(self.tokenizer, prompt.tolist()), self.cfg.readout.words)
+        words = self._words(tuple(prompt.tolist()))
         try:
             layout = self.backbone.image_layout(prompt, self.model_config, processor_outputs, self.tokenizer)
         except MultipleImagesError:
@@ -97,6 +99,9 @@ class EvidenceBuilder:
             columns=torch.cat([layout.columns, torch.tensor(words, dtype=torch.long)]),
         )
         return EvidencePlan(request, layout, len(words), reasoning, None)
+
+    def _find_words(self, prompt_ids: tuple[int, ...]) -> list[int]:
+        return word_tokens(token_pieces(self.tokenizer, prompt_ids), self.cfg.readout.words)
 
     def _problem(self, layout: ImageLayout | None, words: list[int], reasoning: list[int]) -> str | None:
         if layout is None:
