@@ -4,6 +4,11 @@ The stock kernel (sdpa, eager or flash-attn) makes the output, so logits are bit
 Beside it, for the wanted queries only, softmax(QK^T * scale) over every key that the kernel lets them see is computed
 in fp32 from the kernel's own q and k, and averaged over heads and the chosen layers. Nothing of size heads x tokens x
 tokens is made.
+
+Accuracy, as the largest difference from a float64 softmax of the same q and k (600 tokens, 4 layers, sharpened
+attention, CPU): 2e-6 in fp32. In bf16 and fp16, 2e-6 where full rows are computed and 3e-5 with the kernel's
+log-sum-exp, which is as exact as the kernel. Eager attention is read as the model makes it: in bf16 rounded to 8 bits
+of mantissa. Attention of another forward differs by more than this, since its q and k do.
 """
 
 from collections.abc import Iterator, Sequence
