@@ -142,7 +142,11 @@ class Localizer:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(model, attn_implementation="sdpa", **options)
         except UserError:
             raise
-        except (OSError, ValueError) as error:  # how transformers says that a folder or hub id holds no such model
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+        ) as error:  # no such model there, or a package that it needs is missing
             raise UserError(f"cannot load a model from '{model}': {error}") from error
         return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens)
 

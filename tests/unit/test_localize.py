@@ -143,8 +143,8 @@ def test_batch_equals_one_by_one(localizer):
             assert np.abs(batched.grid_map - alone.grid_map).max() < 1e-6
 
 
-@pytest.mark.parametrize("family", ["internvl", "llava_next", "smolvlm", "mistral3", "gemma3"])
-def test_other_families_in_batches(family):
+@pytest.mark.parametrize("family", sorted(tiny_models.FAMILIES))
+def test_every_family_in_batches(family):
     tiny = tiny_models.build(family)
     localizer = Localizer(tiny.model, tiny.processor, max_new_tokens=4)
     images = [picture(120, 90), picture(60, 210, seed=1)]
