@@ -115,10 +115,11 @@
     }
     const most = Math.max(...cell.tokens.map((t) => t[3])) || 1;
     for (const [text, st, si, weight, kept] of cell.tokens) {
-      const span = make("span", kept ? "kept" : "", text);
+      const space = text.match(/^\s*/)[0];  // left unshaded: it would hang over the end of a line
+      const span = make("span", kept ? "kept" : "", text.slice(space.length));
       span.style.setProperty("--w", (0.75 * Math.max(0, weight) / most).toFixed(3));
       span.token = { text, st, si, weight, kept };
-      box.append(span);
+      box.append(space, span);
     }
     return box;
   };

@@ -12,7 +12,7 @@ from realad_verl.evaluate.metrics import answer_summary, f1_max, image_curves, i
 from realad_verl.evaluate.text_metrics import contradicts, rouge_l, sbert_similarity, score_texts, stance, text_summary
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([3, 10, 10**6]))
 def test_image_figures_agree_with_torchmetrics(seed, levels):
     rng = np.random.default_rng(seed)

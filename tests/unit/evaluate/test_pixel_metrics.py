@@ -45,7 +45,7 @@ def fill(maps, masks):
     return histogram
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=50))
 def test_bins_keep_order_and_cut_downwards(values):
     scores = np.sort(np.array(values, np.float32))
@@ -86,7 +86,7 @@ def test_close_to_sklearn_on_raw_scores(seed):
     assert got["pixel_aupr"] == pytest.approx(average_precision_score(y, s), abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_auroc_error_bound_holds_where_bins_are_crowded(seed, spread):
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_aupro_agrees_with_reference(limit):
     assert pixel_summary(fill(maps, masks), fpr_limit=limit)["pixel_aupro"] == fill(maps, masks).curve().aupro(limit)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.3, 0.7, 1.0]), st.sampled_from([1, 2, 5, 1000]))
 def test_every_figure_stays_in_its_range(seed, limit, levels):
     rng = np.random.default_rng(seed)
