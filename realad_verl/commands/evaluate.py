@@ -86,9 +86,10 @@ def evaluate(
     with _progress(f"{dataset}, {len(samples)} images") as bar:
         step = bar("answers", sum(1 for _ in samples[part[0] - 1 :: part[1]]), len(todo))
         if todo:
-            runs = _engine(
-                chosen, model, device, settings_of_method, max_new_tokens, batch_size, gpu_memory, trust_remote_code
-            )
+            of_model = {"method": settings_of_method, "max_new_tokens": max_new_tokens}
+            of_model["trust_remote_code"] = trust_remote_code
+            of_engine = {"batch_size": batch_size, "gpu_memory": gpu_memory, "image_size": image_size or None}
+            runs = _engine(chosen, model, device, of_model, of_engine)
             evaluate_samples(
                 todo, runs, store, root, image_size=image_size or None, batch_size=batch_size, shard=part, on_image=step
             )
@@ -105,19 +106,14 @@ def evaluate(
         _print_results(results, out)
 
 
-def _engine(
-    name: str, model: str, device: str, method: Any, max_new_tokens: int, batch: int, gpu_memory: float, trust: bool
-) -> "Engine":
+def _engine(name: str, model: str, device: str, localizer: dict[str, Any], options: dict[str, Any]) -> "Engine":
     import torch
 
     from realad_verl.evaluate.engines import build_engine
     from realad_verl.localize import Localizer
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    localizer = Localizer.from_pretrained(
-        model, method=method, device=device, max_new_tokens=max_new_tokens, trust_remote_code=trust
-    )
-    return build_engine(name, localizer, model, batch_size=batch, gpu_memory=gpu_memory)
+    return build_engine(name, Localizer.from_pretrained(model, device=device, **localizer), model, **options)
 
 
 def _method(pairs: list[str]) -> Any:

@@ -39,18 +39,26 @@ class VllmEngine:
     """Greedy generation by vLLM, then one teacher-forced forward of the Localizer for the evidence.
 
     The GPU is shared by two copies of the model; ``gpu_memory`` is vLLM's share of it (on a CPU, vLLM's own settings
-    count). The placeholders of images, which a response must not hold, are never sampled.
+    count). With a fixed ``image_size`` vLLM's context is no longer than prompt and response need. The placeholders of
+    images, which a response must not hold, are never sampled.
     """
 
     name = "vllm"
 
-    def __init__(self, localizer: "Localizer", model: str, *, max_batch: int, gpu_memory: float, seed: int = 0):
+    def __init__(
+        self, localizer: "Localizer", model: str, *, max_batch: int, gpu_memory: float, image_size: int | None
+    ):
         from vllm import LLM, SamplingParams
 
         from realad_verl.backbones.base import placeholder_ids
+        from realad_verl.backbones.inputs import prepare
 
         self.localizer = localizer
-        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "max_num_seqs": max_batch, "seed": seed}
+        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "max_num_seqs": max_batch, "seed": 0}
+        options["dtype"] = str(localizer.model.dtype).removeprefix("torch.")
+        if image_size is not None:
+            prompt = prepare(localizer.processor, localizer.text, Image.new("RGB", (image_size, image_size)))
+            options["max_model_len"] = len(prompt.input_ids) + localizer.max_new_tokens
         if localizer.model.device.type == "cuda":
             options["gpu_memory_utilization"] = gpu_memory
         try:
@@ -78,10 +86,12 @@ def choose_engine(name: str) -> str:
     return ("vllm" if installed else "transformers") if name == "auto" else name
 
 
-def build_engine(name: str, localizer: "Localizer", model: str, *, batch_size: int, gpu_memory: float) -> Engine:
+def build_engine(
+    name: str, localizer: "Localizer", model: str, *, batch_size: int, gpu_memory: float, image_size: int | None
+) -> Engine:
     """The engine called ``name`` ("vllm" | "transformers") around ``localizer``."""
     if name == "vllm":
-        return VllmEngine(localizer, model, max_batch=batch_size, gpu_memory=gpu_memory)
+        return VllmEngine(localizer, model, max_batch=batch_size, gpu_memory=gpu_memory, image_size=image_size)
     return TransformersEngine(localizer)
 
 

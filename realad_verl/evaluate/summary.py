@@ -21,6 +21,7 @@ from realad_verl.evaluate.store import read_json
 from realad_verl.evaluate.text_metrics import text_summary
 from realad_verl.method.anomaly_map import resize_map
 
+FORMAT = "realad-results/1"  # of results.json; a change of its keys raises the number
 ORACLE = "oracle: F1-max on this very set"
 FIGURES = {  # group -> the figures of it that are averaged over categories
     "image": ("image_auroc", "image_ap", "image_f1_max", "image_acc", "image_acc_at_threshold"),
@@ -114,6 +115,7 @@ def summarise(
         categories[category] = _figures(chosen, pixels, config, _limits_of(limits, category), references)
     bad = [{"id": r["id"], "error": r["error"]} for r in rows if r.get("error")]
     results = {
+        "format": FORMAT,
         "categories": categories,
         "macro_mean": macro_mean(categories),
         "pooled": _figures(good, pooled, config, _limits_of(limits, None), references),
@@ -125,6 +127,17 @@ def summarise(
         "anomalous_without_mask": unmasked,
     }
     return results, images
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """results.json of the folder ``run``. UserError where it is missing, broken or of another version."""
+    results = read_json(run / "results.json")
+    if results.get("format") != FORMAT:
+        raise UserError(
+            f"{run / 'results.json'} has format {results.get('format')!r}, this version reads {FORMAT!r}. Run the same "
+            "`realad evaluate` command again: it writes results.json anew from the rows that are there."
+        )
+    return results
 
 
 def macro_mean(categories: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +208,7 @@ def _figures(
 def _validation_thresholds(run: Path | None) -> dict[str, Any] | None:
     if run is None:
         return None
-    results = read_json(run / "results.json")
-    if "pooled" not in results:
-        raise UserError(f"{run}/results.json is not of a finished evaluation. Finish that run first.")
-    return results
+    return read_results(run)
 
 
 def _limits_of(results: dict[str, Any] | None, category: str | None) -> dict[str, float | None]:

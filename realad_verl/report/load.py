@@ -8,6 +8,7 @@ from typing import Any
 
 from realad_verl.errors import UserError
 from realad_verl.evaluate.store import read_json, read_rows
+from realad_verl.evaluate.summary import read_results
 
 # Settings with such a name are never shown: they may be credentials.
 _SECRET = re.compile(r"(?i)(api[_-]?key|secret|passw|credential|auth|(?:^|[._-])key$|(?:^|[._-])token$|_key$)")
@@ -45,7 +46,7 @@ def load_run(folder: Path, name: str | None = None) -> Run:
     settings_file = folder / "settings.json"
     settings = shown_settings(read_json(settings_file)) if settings_file.is_file() else {}
     if (folder / "results.json").is_file():
-        results = read_json(folder / "results.json")
+        results = read_results(folder)
         images = read_json(folder / "images.json") if (folder / "images.json").is_file() else {}
         rows = {r["id"]: r for r in read_rows(folder) if not r.get("error")}
         return Run(name, folder, settings, results, [], [View(name, folder, rows, images)])

@@ -246,6 +246,7 @@
     tip.append(document.createElement("br"), `w ${number(token.weight)} · S_T ${number(token.st)} · S_I ${number(token.si)}`);
     tip.append(document.createElement("br"), token.kept ? "kept for the map" : "not kept");
     (dialog.open ? dialog : document.body).append(tip);
+    tip.style.left = "0px";  // measured where nothing squeezes it
     tip.hidden = false;
     const at = marked.getBoundingClientRect(), size = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(6, Math.min(at.left, innerWidth - size.width - 6))}px`;

@@ -189,6 +189,10 @@ def test_mistakes_are_named(runs, tmp_path):
         load_run(tmp_path / "nothing")
     with pytest.raises(UserError, match="neither"):
         load_run(tmp_path)
+    write_json(tmp_path / "results.json", {"format": "realad-results/0"})
+    with pytest.raises(UserError, match="realad-results/0"):
+        load_run(tmp_path)
+    (tmp_path / "results.json").unlink()
     (tmp_path / "results.jsonl").write_text("")
     with pytest.raises(UserError, match="not finished"):
         load_run(tmp_path)
