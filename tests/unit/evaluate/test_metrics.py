@@ -64,6 +64,8 @@ def test_curves_end_in_the_corners():
         ("The cookie doesn't look damaged", "no"),
         ("The cookie isn’t cracked", "no"),
         ("Free of contamination.", "no"),
+        ("I find nothing abnormal and nothing is missing.", "no"),
+        ("The texture is fine and uniform.", "no"),
         ("It does not appear normal.", "yes"),
         ("The image shows a cookie on a table.", None),
         ("", None),
