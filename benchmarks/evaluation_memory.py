@@ -2,10 +2,11 @@
 
     python benchmarks/evaluation_memory.py --maps 2000 --compare-maps 100 --anomalib-python PATH
 
-Peak memory is that of the whole process (ru_maxrss); `before_gib` is what imports had taken. The maps are made in the loop
-(15 x 15 random grids resized to full size, half of the images with one to three elliptic defects); making them is not
-in the time, which is CPU seconds of one thread, so that other load on the machine does not count. anomalib keeps every pixel, so it is run on ``--compare-maps`` of the same maps in its own Python (its
-requirements differ from this package's) and both are compared there; its sort grows faster than the number of maps.
+Peak memory is that of the whole process (ru_maxrss); `before_gib` is what imports had taken. The maps are made in the
+loop (15 x 15 random grids resized to full size, half of the images with one to three elliptic defects); making them is
+not in the time. Times are CPU seconds of one thread, so that other load on the machine does not count. anomalib keeps
+every pixel, so it is run on ``--compare-maps`` of the same maps, in its own Python (its requirements differ from this
+package's), and both are compared there; its sorting grows faster than the number of maps.
 """
 
 import argparse

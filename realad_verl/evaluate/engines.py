@@ -1,6 +1,7 @@
 """Who generates the responses: vLLM where it is installed, else transformers. Evidence is the Localizer's in both."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +49,7 @@ class VllmEngine:
     def __init__(
         self, localizer: "Localizer", model: str, *, max_batch: int, gpu_memory: float, image_size: int | None
     ):
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for `--json`
         from vllm import LLM, SamplingParams
 
         from realad_verl.backbones.base import placeholder_ids

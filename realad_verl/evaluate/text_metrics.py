@@ -13,7 +13,10 @@ _NAMES = (
     r"hole|holes|stain(?:s|ed)?|contaminat\w*|broken|missing|misalign\w*|irregularit\w*|imperfection\w*|chip(?:s|ped)|"
     r"tears?|torn|burn(?:s|t|ed)|discolou?r\w*|deform\w*|bent|fault(?:s|y)?|corrosion|rust(?:ed|y)?"
 )
-_SOUND = r"\b(?:looks?|appears?|seems?|is|are)\s+(?:\w+\s+){0,2}(?:normal|intact|flawless|perfect|undamaged|clean|fine|sound|uniform)\b"
+_SOUND = (
+    r"\b(?:looks?|appears?|seems?|is|are)\s+(?:\w+\s+){0,2}"
+    r"(?:normal|intact|flawless|perfect|undamaged|clean|fine|sound|uniform)\b"
+)
 _NOT = (
     r"\b(?:no|not|none|nothing|nowhere|never|neither|nor|without|lacks?|lacking|absen(?:ce|t)|free\s+(?:of|from)|cannot|"
     r"n[o']t|(?:does|do|is|are|was|were|did|has|have|ca)n['’]?t)\b"
