@@ -10,12 +10,12 @@ from realad_verl.errors import UserError
 # it denies when the name is negated or when it calls the object sound.
 _NAMES = (
     r"defect\w*|anomal\w*|abnormal\w*|flaw(?:s|ed)?|damage[sd]?|crack(?:s|ed)?|scratch(?:es|ed)?|dent(?:s|ed)?|"
-    r"hole|holes|stain(?:s|ed)?|contaminat\w*|broken|missing|misalign\w*|irregularit\w*|imperfection\w*|chip(?:s|ped)|"
+    r"holes?|spots?|stain(?:s|ed)?|smear(?:s|ed)?|contaminat\w*|broken|missing|misalign\w*|irregularit\w*|imperfection\w*|chip(?:s|ped)|"
     r"tears?|torn|burn(?:s|t|ed)|discolou?r\w*|deform\w*|bent|fault(?:s|y)?|corrosion|rust(?:ed|y)?"
 )
 _SOUND = (
     r"\b(?:looks?|appears?|seems?|is|are)\s+(?:\w+\s+){0,2}"
-    r"(?:normal|intact|flawless|perfect|undamaged|clean|fine|sound|uniform)\b"
+    r"(?:normal|intact|flawless|perfect|undamaged|clean|even|fine|regular|sound|uniform)\b"
 )
 _NOT = (
     r"\b(?:no|not|none|nothing|nowhere|never|neither|nor|without|lacks?|lacking|absen(?:ce|t)|free\s+(?:of|from)|cannot|"
@@ -24,7 +24,10 @@ _NOT = (
 _OPEN = (
     r"\b(?:whether|if|check(?:ing)?\s+for|look(?:ing)?\s+for|search(?:ing)?\s+for|inspect(?:ing)?\s+for|any\b[^.]*\?)"
 )
-_CLAUSE = r"[.!?;:\n]+|,?\s*\b(?:but|however|although|though|while|yet)\b"
+_CLAUSE = (
+    r"[.!?;:\n]+|,?\s*\b(?:but|however|although|though|while|yet)\b"
+    r"|,?\s*\b(?:and|so)\b(?=\s+(?:there|it|this|that|i|we|the)\b)"
+)
 _NAME_RE, _SOUND_RE = re.compile(rf"\b(?:{_NAMES})\b", re.I), re.compile(_SOUND, re.I)
 _NOT_RE, _OPEN_RE, _CLAUSE_RE = (re.compile(p, re.I) for p in (_NOT, _OPEN, _CLAUSE))
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
+from realad_verl.data.procedural.captions import SOURCE_DEFECTS, Facts, reasoning
 from realad_verl.errors import UserError
 from realad_verl.evaluate.metrics import answer_summary, f1_max, image_curves, image_summary
 from realad_verl.evaluate.text_metrics import contradicts, rouge_l, sbert_similarity, score_texts, stance, text_summary
@@ -64,6 +65,9 @@ def test_curves_end_in_the_corners():
         ("The cookie doesn't look damaged", "no"),
         ("The cookie isn’t cracked", "no"),
         ("Free of contamination.", "no"),
+        ("The pattern is even and nothing stands out, so it looks normal.", "no"),
+        ("The edge is not straight, and there is a crack in it.", "yes"),
+        ("I see no marks, cracks or dents.", "no"),
         ("I find nothing abnormal and nothing is missing.", "no"),
         ("The texture is fine and uniform.", "no"),
         ("It does not appear normal.", "yes"),
@@ -74,6 +78,17 @@ def test_curves_end_in_the_corners():
 )
 def test_stance(text, expected):
     assert stance(text) == expected
+
+
+def test_stance_never_contradicts_captions_of_a_known_grammar():
+    rng = np.random.default_rng(0)
+    said = {0: [], 1: []}
+    for _ in range(300):
+        kind = SOURCE_DEFECTS[rng.integers(len(SOURCE_DEFECTS))]
+        for label in (0, 1):
+            facts = Facts("wood", kind if label else None, "dark", "small", "top left")
+            said[label].append(stance(reasoning(facts, rng)))
+    assert set(said[0]) == {"no"} and set(said[1]) == {"yes"}
 
 
 def test_contradiction_needs_both_sides():
