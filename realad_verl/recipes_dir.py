@@ -8,7 +8,7 @@ SUFFIX = ".yaml"
 
 
 def shipped_recipes() -> Path:
-    """The folder of shipped recipes: ``realad_verl/recipes`` in a wheel, ``recipes`` beside the package in a checkout."""
+    """The folder of shipped recipes: ``realad_verl/recipes`` in a wheel, ``recipes`` in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / "cgro.yaml").is_file():

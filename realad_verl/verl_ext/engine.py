@@ -1,6 +1,7 @@
 """verl's FSDP engine with the attention read-out riding on its log-prob forward.
 
-Chosen by ``actor_rollout_ref.model.model_type=cgro_language_model``. Without a request in the batch it *is* verl's engine.
+Chosen by ``actor_rollout_ref.model.model_type=cgro_language_model``. Without a request in the batch it *is* verl's
+engine.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from realad_verl.attention.readout import AttentionReadout
@@ -18,7 +19,8 @@ from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext import wire
-from realad_verl.verl_ext.plugin import ENGINE
+from realad_verl.verl_ext.plugin import ENGINE, note
+from realad_verl.verl_ext.sites import verl_sites
 
 # The batch carries the request as JSON: {"method": {...MethodConfig...}, "detail": bool}. A string passes verl's
 # metadata untouched, and the worker needs no configuration of its own.
@@ -35,6 +37,7 @@ def sequence_lengths(ids: Tensor) -> list[int]:
     return ids.offsets().diff().tolist() if ids.is_nested else [ids.shape[1]] * ids.shape[0]
 
 
+@EngineRegistry.register(model_type=ENGINE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class EvidenceEngine(FSDPEngineWithLMHead):
     """FSDP engine whose forward-only steps return evidence when the batch asks for it."""
 
@@ -76,7 +79,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         key = (cfg.readout.layers, cfg.readout.max_bytes)
         if key not in self._readouts:
             layers, max_bytes = key
-            self._readouts[key] = AttentionReadout(self.module, layers=layers, max_bytes=max_bytes)
+            self._readouts[key] = AttentionReadout(self.module, layers, max_bytes, sites=verl_sites())
         return self._readouts[key]
 
     def _plan(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> list[EvidencePlan]:
@@ -111,7 +114,4 @@ def _data(item):
     return getattr(item, "data", item) if not isinstance(item, dict) else item
 
 
-def register() -> list[str]:
-    """Register the engine for every device that verl's FSDP engine serves; returns what was registered."""
-    EngineRegistry.register(model_type=ENGINE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])(EvidenceEngine)
-    return [ENGINE]
+note(f"engine {ENGINE}")

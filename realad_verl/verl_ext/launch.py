@@ -15,9 +15,14 @@ CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_agent_register_timeout_ms": "120000",
+    # Ray nices its workers by 15: behind anything else that runs on a laptop, a job would hardly move.
+    "RAY_worker_niceness": "0",
 }
 # Passed on to every Ray process where set: a sweep keeps its identity on a cluster that was started beforehand.
 FORWARDED_PREFIXES = ("WANDB_", "HF_", "REALAD_", "VERL_", "VLLM_", "NCCL_", "GLOO_", "OMP_")
+# Never forwarded: verl prints the runtime environment and stores the configuration. Workers of a local Ray inherit them
+# from this process; on a cluster that was started beforehand, log in on the nodes (`wandb login`, `hf auth login`).
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -37,6 +42,10 @@ def environment(config: DictConfig) -> dict[str, str]:
     return {key: os.environ.get(key, value) for key, value in wanted.items()}
 
 
+def _may_forward(name: str) -> bool:
+    return name.startswith(FORWARDED_PREFIXES) and not any(word in name.upper() for word in SECRET_WORDS)
+
+
 def prepare(config: DictConfig) -> Mapping[str, str]:
     """Make ``config`` ready to run, in place: absolute folders, environment in this process and in Ray's.
 
@@ -44,7 +53,7 @@ def prepare(config: DictConfig) -> Mapping[str, str]:
     """
     variables = environment(config)
     os.environ.update(variables)
-    forwarded = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED_PREFIXES)} | dict(variables)
+    forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | dict(variables)
     with open_dict(config):
         config.trainer.default_local_dir = str(run_folder(config))
         ray_init = config.ray_kwargs.setdefault("ray_init", {})
@@ -70,9 +79,7 @@ def train(config: DictConfig) -> None:
 
     require_active("plugin")
     auto_set_device(config)
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     try:
         run_ppo(config, task_runner_class=TaskRunnerV1)
     finally:

@@ -7,6 +7,7 @@ verl logs a plugin that fails to load at DEBUG level only. :func:`registered` sa
 prints it, and the trainer and the worker refuse to start without it (:func:`require_active`).
 """
 
+import importlib
 import os
 
 from wrapt import register_post_import_hook
@@ -17,16 +18,14 @@ TRAINERS = ("cgro_sync", "cgro_colocate_async", "cgro_separate_async")
 _active: list[str] = []
 
 
-def _register_trainers(_module) -> None:
-    from realad_verl.verl_ext import trainer
+def note(what: str) -> None:
+    """Record that ``what`` is now registered; called by the modules that register."""
+    _active.append(what)
 
-    _active.extend(f"trainer {name}" for name in trainer.register())
 
-
-def _register_engines(_module) -> None:
-    from realad_verl.verl_ext import engine
-
-    _active.extend(f"engine {name}" for name in engine.register())
+def _import_when_loaded(verl_module: str, ours: str) -> None:
+    """Import our module (which registers itself) as soon as verl's is imported, by whoever."""
+    register_post_import_hook(lambda _: importlib.import_module(ours), verl_module)
 
 
 def registered() -> list[str]:
@@ -50,8 +49,8 @@ def _activate() -> None:
         from realad_verl.verl_ext import cpu
 
         _active.extend(cpu.activate())
-    register_post_import_hook(_register_trainers, "verl.trainer.ppo.v1")
-    register_post_import_hook(_register_engines, "verl.workers.engine.fsdp.transformer_impl")
+    _import_when_loaded("verl.trainer.ppo.v1", "realad_verl.verl_ext.trainer")
+    _import_when_loaded("verl.workers.engine.fsdp.transformer_impl", "realad_verl.verl_ext.engine")
 
 
 _activate()

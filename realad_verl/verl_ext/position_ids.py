@@ -18,7 +18,8 @@ def rebuild(data: TensorDict) -> TensorDict:
 
     ``input_ids`` [B, j] says the true lengths. One-dimensional position ids are left alone.
     """
-    if FIELD not in data.keys() or "input_ids" not in data.keys():
+    keys = set(data.keys())
+    if not {FIELD, "input_ids"} <= keys:
         return data
     position_ids, input_ids = data[FIELD], data["input_ids"]
     if not input_ids.is_nested:

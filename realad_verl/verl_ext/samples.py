@@ -22,7 +22,7 @@ from realad_verl.verl_ext.settings import RealadSettings
 
 
 class SampleLogger:
-    """Writes ``realad.log.samples`` samples of every ``realad.log.every``-th step, both classes where there are both."""
+    """Writes ``realad.log.samples`` samples of every ``realad.log.every``-th step, of both classes."""
 
     def __init__(self, config: DictConfig, settings: RealadSettings):
         self.settings = settings

@@ -26,7 +26,7 @@ from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext import wire
 from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
-from realad_verl.verl_ext.plugin import TRAINERS, require_active
+from realad_verl.verl_ext.plugin import TRAINERS, note, require_active
 from realad_verl.verl_ext.samples import SampleLogger
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
@@ -125,7 +125,7 @@ class CGROMixin:
             summary.jaccard,
             label,
             well_formed=parsed.well_formed,
-            correct=ANSWER_TO_LABEL.get(parsed.answer or "") == label,
+            accurate=ANSWER_TO_LABEL.get(parsed.answer or "") == label,
             cfg=method.consistency,
         )
 
@@ -153,18 +153,21 @@ def _label(reward_model) -> int | None:
     return ANSWER_TO_LABEL.get(str(truth).strip().lower())
 
 
+@register_trainer("cgro_sync")
 class CGROTrainerSync(CGROMixin, PPOTrainerSync):
     """CGRO, trainer and rollout in turn on the same devices."""
 
     verl_mode = "sync"
 
 
+@register_trainer("cgro_colocate_async")
 class CGROTrainerColocateAsync(CGROMixin, PPOTrainerColocateAsync):
     """CGRO, trainer and rollout on the same devices, rollouts one batch ahead."""
 
     verl_mode = "colocate_async"
 
 
+@register_trainer("cgro_separate_async")
 class CGROTrainerSeparateAsync(CGROMixin, PPOTrainerSeparateAsync):
     """CGRO, rollouts on devices of their own."""
 
@@ -172,9 +175,5 @@ class CGROTrainerSeparateAsync(CGROMixin, PPOTrainerSeparateAsync):
     worker_cls = DetachedConsistencyRewardWorker
 
 
-def register() -> tuple[str, ...]:
-    """Register ``cgro_sync``, ``cgro_colocate_async`` and ``cgro_separate_async`` with verl."""
-    classes = (CGROTrainerSync, CGROTrainerColocateAsync, CGROTrainerSeparateAsync)
-    for name, cls in zip(TRAINERS, classes, strict=True):
-        register_trainer(name)(cls)
-    return TRAINERS
+for _name in TRAINERS:
+    note(f"trainer {_name}")

@@ -1,6 +1,6 @@
 """vLLM's CPU build: keep the weights of linear layers alive, so that training can update them.
 
-Entry point of vLLM's own group ``vllm.general_plugins``: vLLM calls :func:`register` in its engine and worker processes.
+Entry point of vLLM's own group ``vllm.general_plugins``: vLLM calls :func:`register` in its engine and workers.
 """
 
 import importlib.util

@@ -48,7 +48,8 @@ class ConsistencyRewardMixin:
         output = self.actor.infer_batch(position_ids.rebuild(data))  # type: ignore[attr-defined]
         if output is None:
             return None
-        fields = [name for name in (wire.SUMMARY, *wire.DETAIL, "metrics") if name in output.keys()]
+        keys = set(output.keys())
+        fields = [name for name in (wire.SUMMARY, *wire.DETAIL, "metrics") if name in keys]
         return output.select(*fields).cpu()
 
 

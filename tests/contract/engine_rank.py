@@ -1,0 +1,162 @@
+"""One rank of verl's FSDP engine with the read-out, outside Ray. Run by test_engine.py; writes what came out.
+
+usage: engine_rank.py JOB.json, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("VERL_PLATFORM", "cpu")
+
+import numpy as np
+import torch
+from flash_stand_in import install, use_flash
+from PIL import Image
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+
+RESPONSES = (
+    "<think> the surface shows a dark scratch near the top left corner </think><answer> yes </answer>",
+    "<think> no defect </think><answer> no </answer>",
+    "<think> a long look at every part of the image : the texture is even , no stain , no hole , no crack </think>"
+    "<answer> no </answer>",
+    "no tags at all",
+)
+
+
+def make_samples(model_dir: str, n: int, equal: bool):
+    """``n`` samples as verl's agent loop builds them: ids, 4-plane position ids, the processor's image inputs."""
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+    from verl.utils import hf_processor
+
+    from realad_verl.data.prompts import hf_messages
+
+    processor = hf_processor(model_dir)
+    holder = SimpleNamespace(processor=processor)
+    rng = np.random.default_rng(0)
+    text = processor.apply_chat_template(hf_messages(), add_generation_prompt=True, tokenize=False)
+    samples = []
+    for i in range(n):
+        image = Image.fromarray(rng.integers(0, 255, (168, 168, 3), dtype=np.uint8))
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
+        prompt = inputs.pop("input_ids")[0]
+        response = processor.tokenizer(RESPONSES[0 if equal else i % len(RESPONSES)], add_special_tokens=False)
+        responses = torch.tensor(response["input_ids"])
+        input_ids = torch.cat([prompt, responses])
+        mask = torch.ones_like(input_ids)
+        multi_modal = {k: v for k, v in inputs.items() if k != "attention_mask"}
+        position_ids = AgentLoopWorker._compute_position_ids(
+            holder,
+            input_ids[None],
+            mask[None],
+            multi_modal,  # type: ignore[arg-type]
+        )[0]
+        samples.append(
+            {
+                "prompts": prompt,
+                "responses": responses,
+                "input_ids": input_ids,
+                "position_ids": position_ids,
+                "response_mask": torch.ones_like(responses),
+                "loss_mask": torch.ones_like(responses),
+                "multi_modal_inputs": multi_modal,
+            }
+        )
+    return samples
+
+
+def make_batch(samples: list[dict], **flags) -> TensorDict:
+    """The batch as a worker receives it from TransferQueue."""
+    fields = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if isinstance(values[0], torch.Tensor):
+            fields[key] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+        else:
+            fields[key] = NonTensorStack(*values)
+    batch = TensorDict(fields, batch_size=len(samples))
+    for key, value in flags.items():
+        batch[key] = NonTensorData(value)
+    return batch
+
+
+def build_engine(job: dict):
+    """The engine as verl's worker would build it, initialized."""
+    import torch.distributed as dist
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine import EngineRegistry
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    dtypes = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    model_config = HFModelConfig(
+        path=job["model"],
+        use_remove_padding=job.get("packed", False),
+        enable_gradient_checkpointing=job.get("checkpointing", False),
+        lora_rank=job.get("lora_rank", 0),
+        exclude_modules=".*visual.*" if job.get("lora_rank") else None,
+        override_config={"attn_implementation": "sdpa"},
+    )
+    engine = EngineRegistry.new(
+        model_type=job.get("engine", "cgro_language_model"),
+        backend="fsdp2",
+        model_config=model_config,
+        engine_config=FSDPEngineConfig(
+            strategy="fsdp2",
+            use_torch_compile=False,
+            model_dtype="fp32",
+            mixed_precision=dtypes,
+            ulysses_sequence_parallel_size=job.get("ulysses", 1),
+        ),
+        optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=10),
+        checkpoint_config=CheckpointConfig(),
+    )
+    engine.initialize()
+    if job.get("packed"):
+        use_flash(engine.module)
+    return engine
+
+
+def run(job: dict) -> dict:
+    import torch.distributed as dist
+
+    from realad_verl.verl_ext import position_ids
+    from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
+
+    engine = build_engine(job)
+    rank, dp = engine.get_data_parallel_rank(), engine.get_data_parallel_size()
+    samples = make_samples(job["model"], job["n"], job.get("equal", False))
+    mine = samples[rank * len(samples) // dp : (rank + 1) * len(samples) // dp]
+    flags = {
+        "temperature": 1.0,
+        "use_remove_padding": job.get("packed", False),
+        "use_dynamic_bsz": job.get("dynamic", False),
+        "max_token_len_per_gpu": 600,
+        "micro_batch_size_per_gpu": job.get("micro", 2),
+        "calculate_entropy": True,
+        "pad_token_id": engine.model_config.tokenizer.pad_token_id,
+    }
+    result = {"samples": mine, "weights": None, "dp_rank": rank}
+    for name, request in (("off", None), ("on", make_request(job.get("method", {}), detail=True))):
+        batch = make_batch(mine, **flags, **({REQUEST_KEY: request} if request else {}))
+        with engine.eval_mode():
+            output = engine.infer_batch(position_ids.rebuild(batch))["model_output"]
+        result[name] = {key: list(value.unbind()) for key, value in output.items()}
+    dist.barrier()
+    return result
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.manual_seed(0)
+    if job.get("packed"):
+        install()
+    result = run(job)
+    torch.save(result, f"{job['out']}.{os.environ['RANK']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""verl's engine with the read-out: evidence equals eager attention of the same weights, and nothing else changes."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from realad_verl.backbones.pieces import token_pieces
+from realad_verl.data.tiny import tiny_model_dir
+from realad_verl.method.config import MethodConfig
+from realad_verl.method.evidence import compute_evidence
+from realad_verl.verl_ext import wire
+
+HERE = Path(__file__).parent
+
+
+def _free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def run_ranks(tmp_path: Path, world: int = 1, **job) -> list[dict]:
+    """Run the engine on ``world`` ranks; returns each rank's result."""
+    job = {"model": str(tiny_model_dir()), "n": 4, "out": str(tmp_path / "out")} | job
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "VERL_PLATFORM": "cpu"}
+    command = [sys.executable, str(HERE / "engine_rank.py"), str(tmp_path / "job.json")]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(r), "LOCAL_RANK": "0"}, cwd=HERE)
+        for r in range(world)
+    ]
+    try:
+        codes = [process.wait(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0] * world
+    return [torch.load(f"{job['out']}.{r}", weights_only=False) for r in range(world)]
+
+
+def eager_evidence(sample: dict, method: MethodConfig):
+    """The evidence of one sample from plain eager attention, written without the package's own planning code."""
+    model_dir = str(tiny_model_dir())
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_dir, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    ids = sample["input_ids"]
+    with torch.no_grad():
+        output = model(
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            position_ids=sample["position_ids"][:, None],
+            pixel_values=sample["multi_modal_inputs"]["pixel_values"],
+            image_grid_thw=sample["multi_modal_inputs"]["image_grid_thw"],
+            output_attentions=True,
+        )
+    attention_LL = torch.stack([layer[0].mean(0) for layer in output.attentions]).mean(0)
+    n_prompt = len(sample["prompts"])
+    image = (ids[:n_prompt] == model.config.image_token_id).nonzero().flatten()
+    words = _word_columns(token_pieces(tokenizer, ids[:n_prompt].tolist()), method.readout.words)
+    reasoning = _reasoning_rows(token_pieces(tokenizer, ids[n_prompt:].tolist()))
+    if not reasoning:
+        return None, None
+    rows = attention_LL[torch.tensor(reasoning) + n_prompt]
+    _, height, width = sample["multi_modal_inputs"]["image_grid_thw"][0].tolist()
+    merge = model.config.vision_config.spatial_merge_size
+    grid = (height // merge, width // merge)
+    return compute_evidence(rows[:, image], rows[:, words].sum(1), grid, method), output.logits[0]
+
+
+def _word_columns(pieces: list[str], words) -> list[int]:
+    text, starts = "".join(pieces), []
+    position = 0
+    for piece in pieces:
+        starts.append(position)
+        position += len(piece)
+    spans = [m.span() for w in words for m in re.finditer(rf"\b{w}\b", text, re.IGNORECASE)]
+    ends = [s + len(p) for s, p in zip(starts, pieces, strict=True)]
+    return [i for i, (s, e) in enumerate(zip(starts, ends, strict=True)) if any(s < b and e > a for a, b in spans)]
+
+
+def _reasoning_rows(pieces: list[str]) -> list[int]:
+    text = "".join(pieces)
+    match = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+    if match is None:
+        return []
+    start = match.start(1) + len(match[1]) - len(match[1].lstrip())
+    end = match.end(1) - len(match[1]) + len(match[1].rstrip())
+    rows, position = [], 0
+    for i, piece in enumerate(pieces):
+        if position < end and position + len(piece) > start:
+            rows.append(i)
+        position += len(piece)
+    return rows
+
+
+def check_against_eager(results: list[dict], method: MethodConfig, tolerance: float = 1e-5) -> None:
+    seen = 0
+    for result in results:
+        for i, sample in enumerate(result["samples"]):
+            want, _ = eager_evidence(sample, method)
+            got = wire.unpack_summary(result["on"][wire.SUMMARY][i])
+            detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
+            if want is None:
+                assert got.problem == "no_reasoning" and got.jaccard is None
+                continue
+            seen += 1
+            assert (got.jaccard is None) == (want.jaccard is None)
+            if want.jaccard is not None:
+                assert got.jaccard == pytest.approx(want.jaccard, abs=tolerance)
+            assert (got.n_kept, got.fallback, got.n_reasoning) == (want.n_kept, want.fallback, want.n_reasoning)
+            assert torch.allclose(detail.map_HW.flatten(), want.anomaly_map_P, atol=tolerance)
+            assert torch.allclose(detail.tokens[3], want.weights_R, atol=1e-4)
+    assert seen >= 2
+
+
+def check_log_probs_bitwise_equal(results: list[dict]) -> None:
+    for result in results:
+        for name in ("log_probs", "entropy"):
+            for off, on in zip(result["off"][name], result["on"][name], strict=True):
+                assert torch.equal(off, on)
+        assert wire.SUMMARY not in result["off"]
+
+
+METHOD = MethodConfig()
+
+
+@pytest.mark.parametrize("job", [{}, {"equal": True}, {"micro": 1}, {"dynamic": True}, {"lora_rank": 8}], ids=str)
+def test_padded_one_rank(tmp_path, job):
+    results = run_ranks(tmp_path, **job)
+    check_log_probs_bitwise_equal(results)
+    check_against_eager(results, METHOD)
+
+
+def test_padded_two_ranks(tmp_path):
+    results = run_ranks(tmp_path, world=2)
+    check_log_probs_bitwise_equal(results)
+    check_against_eager(results, METHOD)
+
+
+@pytest.mark.parametrize("job", [{"micro": 2}, {"micro": 1}, {"equal": True}], ids=str)
+def test_packed_one_rank(tmp_path, job):
+    results = run_ranks(tmp_path, packed=True, **job)
+    check_log_probs_bitwise_equal(results)
+    check_against_eager(results, METHOD)
+
+
+def test_packed_ulysses_two_ranks(tmp_path):
+    results = run_ranks(tmp_path, world=2, packed=True, ulysses=2)
+    check_log_probs_bitwise_equal(results)
+    check_against_eager(results, METHOD)
+    # Both ranks hold the whole batch and the same evidence.
+    one, two = (torch.stack(result["on"][wire.SUMMARY])[:, :5] for result in results)
+    assert torch.equal(one.nan_to_num(-1), two.nan_to_num(-1))
