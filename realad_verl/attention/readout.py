@@ -11,6 +11,7 @@ log-sum-exp, which is as exact as the kernel. Eager attention is read as the mod
 of mantissa. Attention of another forward differs by more than this, since its q and k do.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -95,7 +96,10 @@ class AttentionReadout:
 
 
 class Reading:
-    """The rows of one forward, as they come in layer by layer."""
+    """The rows of one forward, as they come in layer by layer.
+
+    ``seconds`` is the wall time spent on reading so far (on a GPU: on launching it, since kernels run asynchronously).
+    """
 
     def __init__(
         self, readout: AttentionReadout, requests: Sequence[RowRequest], head_group: dist.ProcessGroup | None
@@ -110,6 +114,7 @@ class Reading:
         self._seen: set[int] = set()
         self._layer: int | None = None
         self._forwards = 0
+        self.seconds = 0.0
 
     def rows(self) -> list[Tensor]:
         """[R, C] fp32 for each request, on the model's device: the mean over heads and chosen layers.
@@ -152,10 +157,12 @@ class Reading:
         assert self._layer is not None
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
+        started = time.perf_counter()
         placements = self._place(call)
         sums = [self._head_mean(call, placement) for placement in placements]
         self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
         self._seen.add(self._layer)
+        self.seconds += time.perf_counter() - started
 
     def _forward_begins(self, *_: object) -> None:
         if active_observer() is not self:

@@ -1,20 +1,30 @@
 """``realad train``: a thin front for verl's own PPO main."""
 
-import typer
+import sys
+from typing import Annotated
 
-CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": False}
+import typer
 
 
 def train(
-    context: typer.Context,
-    recipe: str = typer.Argument(..., help="A shipped recipe's name (paper/qwen2_5_vl_7b_lora) or a YAML file."),
-    overrides: list[str] = typer.Argument(None, help="Hydra overrides, as in verl: key=value, +key=value, ~key."),
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (paper/qwen2_5_vl_7b_lora) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, as in verl: key=value, +key=value, ~key.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in trainer.default_local_dir.")] = False,
 ) -> None:
-    """Train with CGRO (or the R1 baseline: realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
+    """Train with CGRO (the R1 baseline is realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
     from realad_verl.verl_ext.compose import compose_recipe
     from realad_verl.verl_ext.launch import run_folder
     from realad_verl.verl_ext.launch import train as launch
 
     config = compose_recipe(recipe, overrides or [])
-    print(f"run folder: {run_folder(config)} (metrics.jsonl, samples/, checkpoints)", flush=True)
-    launch(config)
+    folder = run_folder(config)
+    say = typer.echo
+    say(f"run folder: {folder} (metrics.jsonl, samples/, global_step_*/, config.yaml)", err=True)
+    stopped_at = launch(config, resume)
+    again = " ".join(["realad train", recipe, *(overrides or []), "--resume"])
+    if stopped_at is not None:
+        say(f"stopped on request after step {stopped_at}, saved. Continue with: {again}", err=True)
+        sys.exit(0)
+    say(f"done. Look at it: realad report {folder}", err=True)

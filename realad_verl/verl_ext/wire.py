@@ -24,7 +24,16 @@ from realad_verl.method.evidence import Evidence
 SUMMARY = "evidence_summary"
 DETAIL = ("evidence_map", "evidence_tokens")
 # Wire codes of Evidence.problem; 0 means none. Append only: the number is what travels.
-PROBLEMS = (None, "no_image", "no_words", "no_reasoning", "too_few_tokens", "non_finite", "multiple_images")
+PROBLEMS = (
+    None,
+    "no_image",
+    "no_words",
+    "no_reasoning",
+    "too_few_tokens",
+    "non_finite",
+    "multiple_images",
+    "refused",
+)
 
 
 @dataclass(frozen=True)
