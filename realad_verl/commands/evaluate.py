@@ -31,7 +31,10 @@ def evaluate(
         str, typer.Option(help="Who generates: auto (vLLM where installed), vllm, transformers.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="cuda, else cpu")] = "",
-    gpu_memory: Annotated[float, typer.Option(help="Share of the GPU's memory for vLLM.", min=0.05, max=0.95)] = 0.5,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(help="Share of the device's memory for vLLM.", min=0.02, max=0.95, show_default="0.5, CPU: 0.15"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1)] = 256,
     method: Annotated[
         list[str] | None,
@@ -86,8 +89,12 @@ def evaluate(
     with _progress(f"{dataset}, {len(samples)} images") as bar:
         step = bar("answers", sum(1 for _ in samples[part[0] - 1 :: part[1]]), len(todo))
         if todo:
+            import torch
+
             of_model = {"method": settings_of_method, "max_new_tokens": max_new_tokens}
             of_model["trust_remote_code"] = trust_remote_code
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            gpu_memory = gpu_memory or (0.15 if device == "cpu" else 0.5)
             of_engine = {"batch_size": batch_size, "gpu_memory": gpu_memory, "image_size": image_size or None}
             runs = _engine(chosen, model, device, of_model, of_engine)
             evaluate_samples(
@@ -107,12 +114,9 @@ def evaluate(
 
 
 def _engine(name: str, model: str, device: str, localizer: dict[str, Any], options: dict[str, Any]) -> "Engine":
-    import torch
-
     from realad_verl.evaluate.engines import build_engine
     from realad_verl.localize import Localizer
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return build_engine(name, Localizer.from_pretrained(model, device=device, **localizer), model, **options)
 
 

@@ -39,8 +39,7 @@ class TransformersEngine:
 class VllmEngine:
     """Greedy generation by vLLM, then one teacher-forced forward of the Localizer for the evidence.
 
-    The GPU is shared by two copies of the model; ``gpu_memory`` is vLLM's share of it (on a CPU, vLLM's own settings
-    count). With a fixed ``image_size`` vLLM's context is no longer than prompt and response need. The placeholders of
+    The device is shared by two copies of the model; ``gpu_memory`` is vLLM's share of its memory. With a fixed ``image_size`` vLLM's context is no longer than prompt and response need. The placeholders of
     images, which a response must not hold, are never sampled.
     """
 
@@ -61,8 +60,7 @@ class VllmEngine:
         if image_size is not None:
             prompt = prepare(localizer.processor, localizer.text, Image.new("RGB", (image_size, image_size)))
             options["max_model_len"] = len(prompt.input_ids) + localizer.max_new_tokens
-        if localizer.model.device.type == "cuda":
-            options["gpu_memory_utilization"] = gpu_memory
+        options["gpu_memory_utilization"] = gpu_memory  # on a CPU, despite its name, of the main memory
         try:
             self.llm = LLM(model=model, enforce_eager=localizer.model.device.type == "cpu", **options)
         except (OSError, ValueError, RuntimeError) as error:

@@ -119,7 +119,8 @@
       const span = make("span", kept ? "kept" : "", text.slice(space.length));
       span.style.setProperty("--w", (0.75 * Math.max(0, weight) / most).toFixed(3));
       span.token = { text, st, si, weight, kept };
-      box.append(space, span);
+      if (box.hasChildNodes()) box.append(space);
+      box.append(span);
     }
     return box;
   };
