@@ -39,8 +39,9 @@ class TransformersEngine:
 class VllmEngine:
     """Greedy generation by vLLM, then one teacher-forced forward of the Localizer for the evidence.
 
-    The device is shared by two copies of the model; ``gpu_memory`` is vLLM's share of its memory. With a fixed ``image_size`` vLLM's context is no longer than prompt and response need. The placeholders of
-    images, which a response must not hold, are never sampled.
+    The device is shared by two copies of the model; ``gpu_memory`` is vLLM's share of its memory. With a fixed
+    ``image_size`` vLLM's context is no longer than prompt and response need. The placeholders of images, which a
+    response must not hold, are never sampled.
     """
 
     name = "vllm"
