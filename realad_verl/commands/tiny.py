@@ -14,7 +14,8 @@ app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_i
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1200,
+    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 600,
+    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 900,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 1,
@@ -23,7 +24,10 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Warm-start the tiny backbone by captions on procedural images, measure it and write it with its model card."""
-    for name, value in (("steps", steps), ("batch", batch), ("threads", threads), ("report-images", report_images)):
+    for name, value in (("steps", steps), ("naming-steps", naming_steps), ("batch", batch)):
+        if value < 1:
+            raise bad_value(name, value, "1 or more")
+    for name, value in (("threads", threads), ("report-images", report_images)):
         if value < 1:
             raise bad_value(name, value, "1 or more")
     import torch
@@ -36,12 +40,13 @@ def build(
     torch.set_num_threads(threads)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=steps)
+        task = progress.add_task("starting", total=steps + naming_steps)
 
-        def on_step(step: int, place: float, caption: float) -> None:
-            progress.update(task, completed=step, description=f"loss: places {place:.2f}, captions {caption:.2f}")
+        def on_step(step: int, losses: dict[str, float]) -> None:
+            parts = ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
+            progress.update(task, completed=step, description=f"loss: {parts}")
 
-        cfg = TrainConfig(steps=steps, batch=batch, seed=seed)
+        cfg = TrainConfig(steps=steps, naming_steps=naming_steps, batch=batch, seed=seed)
         report = run(out, cfg, report_images=report_images, overwrite=overwrite, on_step=on_step)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

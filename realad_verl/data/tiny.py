@@ -21,13 +21,13 @@ def build(
     *,
     report_images: int = 256,
     overwrite: bool = False,
-    on_step: Callable[[int, float, float], None] = lambda step, place, caption: None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> dict[str, Any]:
     """Warm-start a tiny model, measure it and write it, with its card, to ``out``.
 
     Args:
         report_images: held-out images a domain.
-        on_step: gets the step and the losses on places and captions.
+        on_step: gets the step, over both stages, and the losses by name.
 
     Returns:
         The report: settings, seconds of training, and a `DomainReport` of each domain as a dict.

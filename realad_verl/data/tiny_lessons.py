@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
-from realad_verl.data.procedural import ProceduralDefects
+from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
 from realad_verl.data.procedural.captions import (
     PLACE_QUESTION,
     PLACES,
     SIZES,
     SOURCE_DEFECTS,
+    SOURCE_SURFACES,
     TONES,
     place_answers,
     reasoning,
@@ -35,22 +36,26 @@ from realad_verl.data.tiny_arch import GRID, IMAGE_SIZE, PATCH
 INFORMATIVE = {word for phrase in (*SOURCE_DEFECTS, *TONES, *SIZES, *sum(PLACES, ())) for word in phrase.split()}
 INFORMATIVE |= {"yes", "no", "There", "A", "At", "I", "The", "No"}
 PLACE_TOKENS, CAPTION_TOKENS = 40, 34  # room for each answer; longer ones would be cut, which `Lessons` refuses
+NAMES = (*SOURCE_SURFACES, *SOURCE_DEFECTS)  # what an image token can be called
+PATCH_SHARE = 0.05  # of a patch that a defect must cover to name it; a scratch covers about a tenth
 PLACES_ASKED, PLACES_TOLD, PROMPT, CAPTION_1, CAPTION_2 = range(1, 6)  # parts; 0 is the image prefix
 
 
 def to_patches(images: Tensor, processor: Qwen2_5_VLProcessor) -> Tensor:
-    """uint8 [B, 168, 168, 3] -> float32 [B * 144, 1176], as the image processor lays them out."""
+    """uint8 [B, H, W, 3] -> float32 [B * cells, 1176], as the image processor lays them out; sides divide by 14."""
     mean, std = (torch.tensor(getattr(processor.image_processor, name)) for name in ("image_mean", "image_std"))
     x = ((images / 255) - mean) / std
-    x = x.view(-1, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4)  # B, row, column, RGB, y, x
+    x = x.view(len(x), x.shape[1] // PATCH, PATCH, x.shape[2] // PATCH, PATCH, 3).permute(
+        0, 1, 3, 5, 2, 4
+    )  # B, row, column, RGB, y, x
     return x.unsqueeze(4).expand(-1, -1, -1, -1, 2, -1, -1).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
-def prompt_ids(processor: Qwen2_5_VLProcessor, question: str | None = None) -> list[int]:
-    """Token ids of a prompt (the fixed one, or another question) with its 144 image tokens."""
+def prompt_ids(processor: Qwen2_5_VLProcessor, question: str | None = None, grid: int = GRID) -> list[int]:
+    """Token ids of a prompt (the fixed one, or another question) with its ``grid`` x ``grid`` image tokens."""
     text = str(processor.apply_chat_template(hf_messages(question), add_generation_prompt=True, tokenize=False))
     pad = "<|image_pad|>"
-    return processor.tokenizer(text.replace(pad, pad * GRID**2)).input_ids
+    return processor.tokenizer(text.replace(pad, pad * grid**2)).input_ids
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Sheet:
     """The fixed layout of a lesson's sequence.
 
     Attributes:
-        prefix: ids [149] up to the end of the image; ``place_question`` and ``prompt``: ids that follow it.
+        prefix: ids up to the end of the image; ``place_question`` and ``prompt``: ids that follow it.
         part_T: which part each token belongs to.
         position_T: how many tokens of its own conversation stand between the image and the token; -1 in the prefix.
         attention_mask: bool [1, 1, T, T], True where a token sees another.
@@ -72,9 +77,9 @@ class Sheet:
     attention_mask: Tensor
 
 
-def lesson_sheet(processor: Qwen2_5_VLProcessor) -> Sheet:
-    """Lay out a lesson for this processor."""
-    full, asked = prompt_ids(processor), prompt_ids(processor, PLACE_QUESTION)
+def lesson_sheet(processor: Qwen2_5_VLProcessor, grid: int = GRID) -> Sheet:
+    """Lay out a lesson whose image has ``grid`` x ``grid`` tokens."""
+    full, asked = prompt_ids(processor, grid=grid), prompt_ids(processor, PLACE_QUESTION, grid)
     end = full.index(processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")) + 1
     prefix, prompt, question = full[:end], full[end:], asked[end:]
     lengths = (len(prefix), len(question), PLACE_TOKENS, len(prompt), CAPTION_TOKENS, CAPTION_TOKENS)
@@ -90,7 +95,9 @@ def lesson_sheet(processor: Qwen2_5_VLProcessor) -> Sheet:
 
 
 class Lessons(Dataset):
-    """Item i: image uint8 [168, 168, 3], ids after the image prefix [L], and the loss weight of each as a target [L].
+    """Item i: image uint8 [H, W, 3], ids after the image prefix [L], and the loss weight of each as a target [L].
+
+    The last tensor [144] is what each image token shows, see `patch_names`.
 
     Args:
         seed: of the procedural images and of the wordings.
@@ -99,7 +106,13 @@ class Lessons(Dataset):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, sheet: Sheet, *, seed: int, length: int, informative_weight: float
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sheet: Sheet,
+        *,
+        seed: int,
+        length: int,
+        informative_weight: float = 3.0,
     ):
         self.samples = ProceduralDefects(IMAGE_SIZE, "source", seed)
         self.tokenizer, self.sheet, self.seed, self.length = tokenizer, sheet, seed, length
@@ -109,8 +122,9 @@ class Lessons(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        sample, rng = self.samples[index], np.random.default_rng([self.seed, index, 1])
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, index, 1])
+        sample = self.samples[index]
         places = place_answers(touched_places(sample.mask), rng)
         captions = [response(reasoning(sample.facts, rng), sample.label) for _ in range(2)]
         parts = [
@@ -120,7 +134,7 @@ class Lessons(Dataset):
             *(self._answer(caption, CAPTION_TOKENS, self.caption_weights, 1.0) for caption in captions),
         ]
         ids, weights = (sum(column, []) for column in zip(*parts, strict=True))
-        return torch.from_numpy(sample.image), torch.tensor(ids), torch.tensor(weights)
+        return torch.from_numpy(sample.image), torch.tensor(ids), torch.tensor(weights), patch_names(sample)
 
     def _answer(self, text: str, room: int, weights: dict[str, float], other: float) -> tuple[list[int], list[float]]:
         """Ids of the answer and their loss weights, filled up to ``room``."""
@@ -128,6 +142,13 @@ class Lessons(Dataset):
         assert len(ids) <= room, f"{len(ids)} tokens do not fit in {room}: {text}"
         each = [weights.get(str(self.tokenizer.decode([i])).strip(), other) for i in ids]
         return ids + [self.tokenizer.pad_token_id] * (room - len(ids)), each + [0.0] * (room - len(ids))
+
+
+def patch_names(sample: ProceduralSample) -> Tensor:
+    """What each image token shows, [144], as an index into ``NAMES``: the defect where it covers enough of it."""
+    covered = sample.mask.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)) > PATCH_SHARE
+    defect = NAMES.index(sample.defect_type or sample.surface)
+    return torch.where(torch.from_numpy(covered).flatten(), defect, NAMES.index(sample.surface))
 
 
 def touched_places(mask: np.ndarray) -> set[str]:

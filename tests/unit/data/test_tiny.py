@@ -111,7 +111,7 @@ def test_packed_lessons_equal_separate_conversations(fresh):
     model, processor = fresh
     lesson_loss = LessonLoss(model, processor)
     lessons = Lessons(processor.tokenizer, lesson_loss.sheet, seed=0, length=4, informative_weight=3.0)
-    images, ids, weights = (torch.stack(column) for column in zip(*[lessons[1], lessons[2]], strict=True))
+    images, ids, weights, _ = (torch.stack(c) for c in zip(*[lessons[1], lessons[2]], strict=True))
     seen = []
     hook = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_packed_lessons_equal_separate_conversations(fresh):
 def test_lessons_weigh_what_the_image_decides(fresh):
     _, processor = fresh
     sheet = LessonLoss(*fresh).sheet
-    _, ids, weights = Lessons(processor.tokenizer, sheet, seed=0, length=9, informative_weight=3.0)[1]
+    _, ids, weights, _ = Lessons(processor.tokenizer, sheet, seed=0, length=9, informative_weight=3.0)[1]
     words = {processor.tokenizer.decode([i]).strip() for i in ids[weights == 3.0].tolist()}
     facts = ProceduralDefects(IMAGE_SIZE, "source", 0)[1].facts
     assert {"yes", *str(facts.defect_type).split(), *facts.place.split()} <= words
@@ -155,18 +155,22 @@ def test_warm_start_learns_and_is_repeatable(tmp_path):
     for _ in range(2):
         model, processor = new_model(1)
         captions = []
-        cfg = TrainConfig(steps=6, batch=4, warmup=2, seed=1)
-        warm_start(model, processor, cfg, lambda step, place, caption, kept=captions: kept.append(caption))
+        cfg = TrainConfig(steps=6, naming_steps=3, batch=4, warmup=2, seed=1)
+        warm_start(model, processor, cfg, lambda step, losses, kept=captions: kept.append(losses.get("captions")))
         losses.append(captions)
         assert "forward" not in vars(model.model.visual.patch_embed)
-    assert losses[0] == losses[1]
-    assert losses[0][-1] < losses[0][0] - 0.5
+    assert losses[0] == losses[1] and losses[0][:3] == [None] * 3
+    assert losses[0][-1] < losses[0][3] - 0.5
 
 
 def test_build_writes_a_loadable_model_and_its_card(tmp_path):
-    report = build(tmp_path / "model", TrainConfig(steps=2, batch=2, warmup=1), report_images=2)
+    report = build(tmp_path / "model", TrainConfig(steps=2, naming_steps=2, batch=2, warmup=1), report_images=2)
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "It is not" in card and f"{report['parameters']:,}" in card and "--steps 2 --batch 2 --seed 0" in card
+    assert (
+        "It is not" in card
+        and f"{report['parameters']:,}" in card
+        and "--steps 2 --naming-steps 2 --batch 2 --seed 0" in card
+    )
     AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="not empty"):
         build(tmp_path / "model", TrainConfig(steps=2))

@@ -1,0 +1,216 @@
+"""Does training with image-level labels teach the tiny backbone, and does the consistency reward add to it?
+
+    python benchmarks/learning.py --out out/learning [--variants r1,cgro] [--seeds 0,1,2] [--steps 100]
+
+Starts from the shipped warm start and trains on the shifted domain (labels only) by the small GRPO loop of
+``learning_loop.py``. Every run that has finished stays in --out and is not run again, so a stopped benchmark goes on
+where it was. Thresholds are chosen on validation images; test images are only measured. See docs/learning.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from learning_loop import LoopConfig, train
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
+from realad_verl.data.tiny import hardware, tiny_model_dir
+from realad_verl.data.tiny_arch import IMAGE_SIZE, new_model
+from realad_verl.data.tiny_report import answer_label, pixel_auroc, saliency
+from realad_verl.data.tiny_rollout import TinyRollout
+from realad_verl.evidence import EvidenceBuilder
+from realad_verl.method.anomaly_map import resize_map
+from realad_verl.method.config import ConsistencyConfig, MethodConfig, ScoringConfig
+from realad_verl.method.spans import answer_token
+
+SELECTIONS = ("all", "text", "image", "both")
+VALIDATION_SEED, TEST_SEED, BATCH = 20_001, 20_002, 32
+
+
+def variants(threshold: float) -> dict[str, tuple[float, ConsistencyConfig]]:
+    """Name -> (w_cons, consistency settings). ``threshold``: the J that best parts the classes on validation images."""
+    calibrated = {"delta_1": threshold, "delta_2": threshold}
+    return {
+        "r1": (0.0, ConsistencyConfig()),
+        "cgro": (1.0, ConsistencyConfig()),
+        "cgro-calibrated": (1.0, ConsistencyConfig(**calibrated)),
+        "cgro-gated": (1.0, ConsistencyConfig(**calibrated, gate="accuracy")),
+        "cgro-continuous": (1.0, ConsistencyConfig(form="continuous", gate="accuracy")),
+        "cgro-joint": (1.0, ConsistencyConfig(jaccard="joint", form="continuous", gate="accuracy")),
+        "cgro-wide": (1.0, ConsistencyConfig(percentile=85.0, form="continuous", gate="accuracy")),
+    }
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def held_out(seed: int, count: int) -> list[ProceduralSample]:
+    source = ProceduralDefects(IMAGE_SIZE, "shifted", seed)
+    return [source[i] for i in range(count)]
+
+
+def measure(model: Any, processor: Any, samples: list[ProceduralSample], attention: Any = None) -> dict[str, Any]:
+    """Greedy responses on held-out images: per-image lists. ``attention``: a model to read the maps from instead."""
+    rollout = TinyRollout(model, processor)
+    reader = rollout if attention is None else TinyRollout(attention, processor)
+    out: dict[str, Any] = {name: [] for name in ("label", "answer", "score", "jaccard", "length")}
+    out |= {f"auroc_{select}": [] for select in SELECTIONS}
+    words = [processor.tokenizer.encode(f" {word}")[0] for word in ("no", "yes")]
+    configs = {select: MethodConfig(scoring=ScoringConfig(select=select)) for select in SELECTIONS}
+    builders = {s: EvidenceBuilder(model.config, rollout.tokenizer, cfg) for s, cfg in configs.items()}
+    for start in range(0, len(samples), BATCH):
+        batch = samples[start : start + BATCH]
+        images = torch.stack([torch.from_numpy(sample.image) for sample in batch])
+        responses = rollout.sample(images, temperature=0)
+        with torch.no_grad():
+            logits, _ = rollout.logits(images, responses)
+        plans, rows, _, _ = reader.read(images, responses, configs["both"])
+        evidence = {select: builder.reduce(plans, rows) for select, builder in builders.items()}
+        for i, (sample, ids) in enumerate(zip(batch, responses, strict=True)):
+            out["label"].append(sample.label)
+            out["answer"].append(answer_label(rollout.text(ids)))
+            at = answer_token([str(rollout.tokenizer.decode([token])) for token in ids], configs["both"].spans)
+            chance = logits[i, at, words].softmax(-1)[1].item() if at is not None else 0.5
+            out["score"].append(chance)
+            out["jaccard"].append(evidence["both"][i].jaccard)
+            out["length"].append(len(ids))
+            for select, found in evidence.items():
+                out[f"auroc_{select}"].append(_map_auroc(sample, found[i]) if sample.label else None)
+    return out
+
+
+def _map_auroc(sample: ProceduralSample, evidence: Any) -> float:
+    """Pixel AUROC of one anomalous image; no map counts as chance."""
+    if evidence.anomaly_map_P is None:
+        return 0.5
+    return pixel_auroc(resize_map(evidence.anomaly_map_P, evidence.grid, sample.mask.shape).numpy(), sample.mask)
+
+
+def summary(measured: dict[str, Any]) -> dict[str, float]:
+    label, answer = np.array(measured["label"]), np.array(measured["answer"])
+    jaccard = np.array([np.nan if j is None else j for j in measured["jaccard"]])
+    numbers = {
+        "accuracy": float((label == answer).mean()),
+        "said_yes": float((answer == 1).mean()),
+        "image_auroc": float(roc_auc_score(label, measured["score"])),
+        "jaccard_anomalous": float(np.nanmean(jaccard[label == 1])),
+        "jaccard_normal": float(np.nanmean(jaccard[label == 0])),
+        "length": float(np.mean(measured["length"])),
+    }
+    known = np.isfinite(jaccard)
+    numbers["jaccard_auroc"] = float(roc_auc_score(label[known], jaccard[known]))
+    for select in SELECTIONS:
+        numbers[f"pixel_auroc_{select}"] = float(np.mean([a for a in measured[f"auroc_{select}"] if a is not None]))
+    return numbers
+
+
+def controls(samples: list[ProceduralSample], model: Any, processor: Any) -> dict[str, float]:
+    """Pixel AUROC of maps that know nothing, or only where defects tend to be, or only contrast."""
+    rows, columns = np.indices((IMAGE_SIZE, IMAGE_SIZE)) / IMAGE_SIZE - 0.5
+    others = held_out(VALIDATION_SEED, 600)
+    oracle = np.mean([sample.mask for sample in others if sample.label], axis=0)
+    random, _ = new_model(12345)
+    anomalous = [sample for sample in samples if sample.label]
+    read = summary(measure(model, processor, samples, attention=random.eval()))
+
+    def mean(score: Any) -> float:
+        return float(np.mean([pixel_auroc(score(sample), sample.mask) for sample in anomalous]))
+
+    return {
+        "center prior": mean(lambda sample: -np.hypot(rows, columns)),
+        "position-only oracle": mean(lambda sample: oracle),
+        "saliency": mean(lambda sample: saliency(sample.image)),
+        "random weights, all tokens": read["pixel_auroc_all"],
+        "random weights, both": read["pixel_auroc_both"],
+    }
+
+
+def best_threshold(measured: dict[str, Any]) -> float:
+    """The J that parts anomalous (above) from normal (below) best, by balanced accuracy, on validation images."""
+    known = [(label, j) for label, j in zip(measured["label"], measured["jaccard"], strict=True) if j is not None]
+    label, jaccard = (np.array(column) for column in zip(*known, strict=True))
+    cuts = np.unique(jaccard)
+    balanced = [(jaccard[label == 1] > cut).mean() + (jaccard[label == 0] <= cut).mean() for cut in cuts]
+    return float(cuts[int(np.argmax(balanced))])
+
+
+def stored(path: Path, make: Any) -> Any:
+    """The JSON at ``path``, made first if it is not there."""
+    if not path.exists():
+        value = make()
+        path.with_suffix(".part").write_text(json.dumps(value))
+        path.with_suffix(".part").rename(path)
+    return json.loads(path.read_text())
+
+
+def run(name: str, seed: int, setting: tuple[float, ConsistencyConfig], args: argparse.Namespace) -> dict[str, Any]:
+    """Train one variant from the warm start and measure it on the test images."""
+    w_cons, consistency = setting
+    cfg = LoopConfig(MethodConfig(consistency=consistency), w_cons, steps=args.steps, seed=seed, lr=args.lr, kl=args.kl)
+    (model, processor), (reference, _) = load(args.model), load(args.model)
+    seconds = train(model, reference, TinyRollout(model, processor), cfg, args.out / f"{name}-{seed}.jsonl")
+    measured = measure(model, processor, held_out(TEST_SEED, args.images))
+    return {
+        "settings": dataclasses.asdict(cfg),
+        "cpu_seconds": seconds,
+        "summary": summary(measured),
+        "measured": measured,
+    }
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: mean and standard deviation over seeds."""
+    keys = list(next(iter(results.values()))[0]["summary"])
+    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for key in keys:
+        cells = []
+        for runs in results.values():
+            values = [run["summary"][key] for run in runs]
+            cells.append(f"{np.mean(values):.3f}" + (f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""))
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=tiny_model_dir())
+    parser.add_argument("--variants", default="r1,cgro,cgro-calibrated,cgro-gated,cgro-continuous")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--kl", type=float, default=0.02)
+    parser.add_argument("--images", type=int, default=400)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, processor = load(args.model)
+    test = held_out(TEST_SEED, args.images)
+    start = stored(args.out / "start.json", lambda: measure(model, processor, test))
+    control = stored(args.out / "controls.json", lambda: controls(test, model, processor))
+    validation = stored(args.out / "validation.json", lambda: measure(model, processor, held_out(VALIDATION_SEED, 200)))
+    settings = variants(best_threshold(validation))
+    results: dict[str, list[dict[str, Any]]] = {"warm start": [{"summary": summary(start)}]}
+    for seed in (int(seed) for seed in args.seeds.split(",")):
+        for name in args.variants.split(","):
+            path = args.out / f"{name}-{seed}.json"
+            results.setdefault(name, []).append(
+                stored(path, lambda name=name, seed=seed: run(name, seed, settings[name], args))
+            )
+            print(name, seed, json.dumps(results[name][-1]["summary"]), flush=True)
+    print(f"\n{hardware()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread")
+    print(f"threshold from validation images: J = {best_threshold(validation):.3f}\n")
+    print(table(results))
+    print("\npixel AUROC of controls: " + ", ".join(f"{name} {value:.3f}" for name, value in control.items()))
+
+
+if __name__ == "__main__":
+    main()
