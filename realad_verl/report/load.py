@@ -51,7 +51,7 @@ def load_run(folder: Path, name: str | None = None) -> Run:
         rows = {r["id"]: r for r in read_rows(folder) if not r.get("error")}
         return Run(name, folder, settings, results, [], [View(name, folder, rows, images)])
     if (folder / "metrics.jsonl").is_file():
-        return Run(name, folder, settings, None, read_steps(folder / "metrics.jsonl"), _sample_views(folder, name))
+        return Run(name, folder, settings, None, read_steps(*_metrics_files(folder)), _sample_views(folder, name))
     if list(folder.glob("results*.jsonl")):
         raise UserError(
             f"the evaluation in {folder} is not finished. Run the same `realad evaluate` command again first."
@@ -70,9 +70,20 @@ def load_runs(folders: list[Path]) -> list[Run]:
     return [load_run(folder, name) for folder, name in zip(folders, longer, strict=True)]
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The steps of a metrics.jsonl, sorted; of a step that was written twice (a resumed run) the last one counts."""
+def _metrics_files(folder: Path) -> list[Path]:
+    """metrics.jsonl, then what a resumed run wrote (metrics.after-000010.jsonl), in order."""
+    return [folder / "metrics.jsonl", *sorted(folder.glob("metrics.after-*.jsonl"))]
+
+
+def read_steps(*paths: Path) -> list[dict[str, Any]]:
+    """The steps of a run's metrics files, sorted; of a step that was written twice the last one counts."""
     steps: dict[int, dict[str, Any]] = {}
+    for path in paths:
+        _read_steps_into(steps, path)
+    return [steps[key] for key in sorted(steps)]
+
+
+def _read_steps_into(steps: dict[int, dict[str, Any]], path: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -85,7 +96,6 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # torn last line of a run that is still going, or was killed
                 break
             raise UserError(f"{path}, line {number} is not a step (a JSON object with `step`).") from None
-    return [steps[key] for key in sorted(steps)]
 
 
 def _sample_views(folder: Path, name: str) -> list[View]:

