@@ -164,7 +164,7 @@ def train_step(
     return {
         **means,
         **jaccard,
-        "kl": float(kl),
+        "kl": kl.item(),
         "with_advantage": float((total.std(1) > 0).float().mean()),
         "tokens": float(chosen.sum() / len(responses)),
     }

@@ -14,8 +14,9 @@ app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_i
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
-    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 600,
-    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 900,
+    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 400,
+    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 800,
+    joint_steps: Annotated[int, typer.Option(help="Steps after, in which both learn together.")] = 500,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 1,
@@ -24,10 +25,8 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Warm-start the tiny backbone by captions on procedural images, measure it and write it with its model card."""
-    for name, value in (("steps", steps), ("naming-steps", naming_steps), ("batch", batch)):
-        if value < 1:
-            raise bad_value(name, value, "1 or more")
-    for name, value in (("threads", threads), ("report-images", report_images)):
+    counts = {"steps": steps, "naming-steps": naming_steps, "joint-steps": joint_steps, "batch": batch}
+    for name, value in (counts | {"threads": threads, "report-images": report_images}).items():
         if value < 1:
             raise bad_value(name, value, "1 or more")
     import torch
@@ -40,13 +39,13 @@ def build(
     torch.set_num_threads(threads)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=steps + naming_steps)
+        task = progress.add_task("starting", total=steps + naming_steps + joint_steps)
 
         def on_step(step: int, losses: dict[str, float]) -> None:
             parts = ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
             progress.update(task, completed=step, description=f"loss: {parts}")
 
-        cfg = TrainConfig(steps=steps, naming_steps=naming_steps, batch=batch, seed=seed)
+        cfg = TrainConfig(steps=steps, naming_steps=naming_steps, joint_steps=joint_steps, batch=batch, seed=seed)
         report = run(out, cfg, report_images=report_images, overwrite=overwrite, on_step=on_step)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

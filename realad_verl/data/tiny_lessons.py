@@ -34,7 +34,7 @@ from realad_verl.data.tiny_arch import GRID, IMAGE_SIZE, PATCH
 
 # The words that the image decides: facts, answers, and the first words, at which a normal and an anomalous text part.
 INFORMATIVE = {word for phrase in (*SOURCE_DEFECTS, *TONES, *SIZES, *sum(PLACES, ())) for word in phrase.split()}
-INFORMATIVE |= {"yes", "no", "There", "A", "At", "I", "The", "No"}
+INFORMATIVE |= {"yes", "no", "There", "A", "At", "I", "The", "No", "All"}
 PLACE_TOKENS, CAPTION_TOKENS = 40, 34  # room for each answer; longer ones would be cut, which `Lessons` refuses
 NAMES = (*SOURCE_SURFACES, *SOURCE_DEFECTS)  # what an image token can be called
 PATCH_SHARE = 0.05  # of a patch that a defect must cover to name it; a scratch covers about a tenth

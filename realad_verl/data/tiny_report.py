@@ -81,13 +81,19 @@ def domain_report(
         map_auroc={select: mean_auroc(samples, found) for select, found in evidence.items()},
         center_auroc=_control_auroc(samples, _center),
         saliency_auroc=_control_auroc(samples, saliency),
-        jaccard_anomalous=float(np.nanmean(jaccard[labels == 1])),
-        jaccard_normal=float(np.nanmean(jaccard[labels == 0])),
+        jaccard_anomalous=_mean_known(jaccard[labels == 1]),
+        jaccard_normal=_mean_known(jaccard[labels == 0]),
         sampled_accuracy=float((groups == labels[: len(groups), None]).mean()),
         sampled_format=float(np.mean([parse_response(text, spans).well_formed for text in drawn])),
         mixed_groups=float(np.mean([{0, 1} <= set(group) for group in groups])),
         distinct=float(np.mean([len(set(row)) for row in texts])),
     )
+
+
+def _mean_known(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where nothing is known."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def answer_label(text: str) -> int:

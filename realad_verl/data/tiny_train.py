@@ -32,13 +32,17 @@ class TrainConfig:
     """Settings of the warm start, all ours.
 
     ``naming_steps`` train the vision tower alone to name what each image token shows, in the language model's own
-    words; ``steps`` then train the language model to talk, the vision tower frozen.
+    words; ``steps`` then train the language model to talk, the vision tower frozen; ``joint_steps`` train both, at
+    ``joint_lr``, with the naming kept at weight ``naming_weight``.
     """
 
-    steps: int = 600
-    naming_steps: int = 900
+    steps: int = 400
+    naming_steps: int = 800
+    joint_steps: int = 500
+    naming_weight: float = 0.3
     batch: int = 16
     lr: float = 3e-3
+    joint_lr: float = 1e-3
     warmup: int = 60
     weight_decay: float = 0.05
     informative_weight: float = 3.0
@@ -59,11 +63,14 @@ class LessonLoss:
         after = positions.max() + 1 + self.sheet.position_T[len(self.sheet.prefix) :]
         self.positions = torch.cat([positions, after.expand(3, 1, -1)], -1)
 
-    def __call__(self, images: Tensor, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Losses on "places" and "captions"; no gradient reaches the vision tower. Shapes as in `Lessons`, batched."""
+    def __call__(self, images: Tensor, ids: Tensor, weights: Tensor, names: Tensor | None) -> dict[str, Tensor]:
+        """Losses on "places" and "captions", and on "naming" if ``names`` are given; shapes as in `Lessons`, batched.
+
+        Without ``names`` no gradient reaches the vision tower.
+        """
         size, start = len(images), len(self.sheet.prefix)
         tokens = torch.cat([torch.tensor(self.sheet.prefix).expand(size, -1), ids], 1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(names is not None):
             seen = see(self.model, to_patches(images, self.processor), self.grid.expand(size, -1))
         embedded = self.model.model.language_model.embed_tokens(tokens)
         is_image = F.pad(self.kinds, (0, ids.shape[1])).bool().expand(size, -1)
@@ -79,10 +86,16 @@ class LessonLoss:
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, target].flatten(), reduction="none")
         weighted, weights = losses.view(size, -1) * weights[:, target], weights[:, target]
         told = self.sheet.part_T[start + target] == PLACES_TOLD
-        return {
+        losses = {
             "places": weighted[:, told].sum() / weights[:, told].sum(),
             "captions": weighted[:, ~told].sum() / weights[:, ~told].sum(),
         }
+        return losses if names is None else losses | {"naming": self.naming(seen, names)}
+
+    def name(self, images: Tensor, names: Tensor) -> dict[str, Tensor]:
+        """The loss on "naming" alone: no language model runs."""
+        seen = see(self.model, to_patches(images, self.processor), self.grid.expand(len(images), -1))
+        return {"naming": self.naming(seen, names)}
 
     def _targets(self, length: int) -> tuple[Tensor, Tensor]:
         """Which of the L tokens predicts which: the one before, or for an answer's first token the prompt's last."""
@@ -156,7 +169,7 @@ def warm_start(
 ) -> float:
     """Train ``model`` in place; returns the seconds. ``on_step`` gets the step, over both stages, and the losses."""
     lesson_loss = LessonLoss(model, processor)
-    total = cfg.naming_steps + cfg.steps
+    total = cfg.naming_steps + cfg.steps + cfg.joint_steps
     lessons = Lessons(
         processor.tokenizer,
         lesson_loss.sheet,
@@ -170,22 +183,20 @@ def warm_start(
     patch_embed: Any = model.model.visual.patch_embed
     patch_embed.forward = fast_patch_embedding(model)
     batches = iter(DataLoader(lessons, cfg.batch, num_workers=1, prefetch_factor=4))
-    talking = [*model.model.language_model.parameters()]  # the word embeddings are the output layer too
-    stages = ((list(model.model.visual.parameters()), cfg.naming_steps), (talking, cfg.steps))
+    tower, talker = list(model.model.visual.parameters()), list(model.model.language_model.parameters())
+    stages = (
+        (tower, cfg.naming_steps, cfg.lr, lambda images, ids, weights, names: lesson_loss.name(images, names)),
+        (talker, cfg.steps, cfg.lr, lambda images, ids, weights, names: lesson_loss(images, ids, weights, None)),
+        (tower + talker, cfg.joint_steps, cfg.joint_lr, lesson_loss),
+    )
     done = 0
-    for parameters, steps in stages:
-        optimizer, schedule = _optimizer(parameters, steps, cfg)
+    for parameters, steps, lr, losses_of in stages:
+        optimizer, schedule = _optimizer(parameters, steps, lr, cfg)
         for _ in range(steps):
-            images, ids, weights, names = next(batches)
-            if done < cfg.naming_steps:
-                seen = see(model, to_patches(images, processor), lesson_loss.grid.expand(len(images), -1))
-                losses = {"naming": lesson_loss.naming(seen, names)}
-                loss = losses["naming"]
-            else:
-                losses = lesson_loss(images, ids, weights)
-                loss = losses["places"] + losses["captions"]
+            losses = losses_of(*next(batches))
+            weighted = [value * (cfg.naming_weight if name == "naming" else 1.0) for name, value in losses.items()]
             model.zero_grad(set_to_none=True)
-            loss.backward()
+            sum(weighted, torch.zeros(())).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -196,13 +207,13 @@ def warm_start(
     return time.monotonic() - started
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], steps: int, cfg: TrainConfig) -> tuple[Any, Any]:
+def _optimizer(parameters: list[torch.nn.Parameter], steps: int, lr: float, cfg: TrainConfig) -> tuple[Any, Any]:
     """AdamW, with decay on matrices only, and its schedule: a linear warm-up, then a cosine to 0."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
     def rate(step: int) -> float:
         if step < cfg.warmup:

@@ -23,6 +23,7 @@ SOURCE_DEFECTS = ("scratch", "spot", "hole", "stain", "crack", "missing part")
 SHIFTED_DEFECTS = ("scratch", "stain", "crack", "missing part", "dent", "thread", "smear", "fold", "shift")
 
 INTROS = ("This is {s}.", "The image shows {s}.", "I see {s}.", "The surface is {s}.")
+# As many first words as `CLEAN` has, so that a greedy choice of words does not favour either label.
 FINDINGS = (
     "There is a {d} at the {p}.",
     "A {d} is visible at the {p}.",
@@ -33,7 +34,7 @@ CLOSES_ANOMALOUS = ("So it has a defect.", "This {t} is an anomaly.", "It is not
 CLEAN = (
     "The {s} looks even at the top and at the bottom.",
     "No scratch, spot, hole, stain or crack is visible.",
-    "The texture is regular everywhere.",
+    "All of the texture is regular everywhere.",
     "I find no damage on the {s}.",
 )
 CLOSES_NORMAL = ("So it has no defect.", "There is no anomaly.", "It is normal.", "")

@@ -115,7 +115,7 @@ def test_packed_lessons_equal_separate_conversations(fresh):
     seen = []
     hook = model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        lesson_loss(images, ids, weights)
+        lesson_loss(images, ids, weights, None)
         hook.remove()
         part = lesson_loss.sheet.part_T[len(lesson_loss.sheet.prefix) :]
         answered = part[(part == PLACES_TOLD) | (part >= CAPTION_1)]
@@ -155,7 +155,7 @@ def test_warm_start_learns_and_is_repeatable(tmp_path):
     for _ in range(2):
         model, processor = new_model(1)
         captions = []
-        cfg = TrainConfig(steps=6, naming_steps=3, batch=4, warmup=2, seed=1)
+        cfg = TrainConfig(steps=6, naming_steps=3, joint_steps=1, batch=4, warmup=2, seed=1)
         warm_start(model, processor, cfg, lambda step, losses, kept=captions: kept.append(losses.get("captions")))
         losses.append(captions)
         assert "forward" not in vars(model.model.visual.patch_embed)
@@ -164,12 +164,14 @@ def test_warm_start_learns_and_is_repeatable(tmp_path):
 
 
 def test_build_writes_a_loadable_model_and_its_card(tmp_path):
-    report = build(tmp_path / "model", TrainConfig(steps=2, naming_steps=2, batch=2, warmup=1), report_images=2)
+    report = build(
+        tmp_path / "model", TrainConfig(steps=2, naming_steps=2, joint_steps=2, batch=2, warmup=1), report_images=2
+    )
     card = (tmp_path / "model" / "README.md").read_text()
     assert (
         "It is not" in card
         and f"{report['parameters']:,}" in card
-        and "--steps 2 --naming-steps 2 --batch 2 --seed 0" in card
+        and "--naming-steps 2 --steps 2 --joint-steps 2 --batch 2 --seed 0" in card
     )
     AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="not empty"):
