@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from realad_verl.backbones import BACKBONES
 from realad_verl.errors import UserError
-from realad_verl.verl_ext.plugin import ENGINE, TRAINERS
+from realad_verl.verl_ext.names import ENGINE, TRAINERS
 from realad_verl.verl_ext.problem import Problem, Rule, Setup
 from realad_verl.verl_ext.settings import RealadSettings
 
@@ -172,7 +172,10 @@ def packing(s: Setup) -> Iterator[Problem]:
         yield Problem(f"{ACTOR}.pad_to_length", True, "pads packs; use_remove_padding is false", "remove it")
     if packed and s.facts and s.facts.model_type in BIDIRECTIONAL:
         yield Problem(
-            f"{MODEL}.use_remove_padding", True, f"{s.facts.model_type}'s image tokens see both ways", "false, with sdpa"
+            f"{MODEL}.use_remove_padding",
+            True,
+            f"{s.facts.model_type}'s image tokens see both ways",
+            "false, with sdpa",
         )
 
 

@@ -81,10 +81,10 @@ def check_plugin() -> list[Finding]:
         entry_points[0].load()
     except Exception as error:  # the one place where any failure is a finding, not a crash
         return [Finding("plugin", FAIL, f"fails to load: {type(error).__name__}: {error}")]
-    from realad_verl.verl_ext import plugin
+    from realad_verl.verl_ext import names, plugin
 
     active = plugin.registered()
-    wanted = [f"trainer {name}" for name in plugin.TRAINERS] + [f"engine {plugin.ENGINE}"]
+    wanted = [f"trainer {name}" for name in names.TRAINERS] + [f"engine {names.ENGINE}"]
     missing = [name for name in wanted if name not in active]
     if missing:
         return [Finding("plugin", FAIL, f"loaded, but {', '.join(missing)} not registered")]

@@ -21,7 +21,8 @@ from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext import wire
-from realad_verl.verl_ext.plugin import ENGINE, note
+from realad_verl.verl_ext.names import ENGINE
+from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.sites import verl_sites
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from realad_verl.errors import UserError
 from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
 
@@ -68,11 +69,17 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     os.environ.update(variables)
     forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | variables
     with open_dict(config):
+        if RealadSettings.from_config(config).deterministic:
+            config.actor_rollout_ref.rollout.agent.default_agent_loop = SEEDED_AGENT_LOOP
         config.trainer.default_local_dir = str(folder)
         config.trainer.resume_mode = "auto" if resume else "disable"
         ray_init = config.ray_kwargs.setdefault("ray_init", {})
         ray_init.setdefault("runtime_env", {}).setdefault("env_vars", {})
         ray_init.runtime_env.env_vars = forwarded | dict(ray_init.runtime_env.env_vars)
+        if "RAY_ADDRESS" in os.environ:
+            # The cluster is there already, with resources of its own; Ray refuses these for a driver that joins.
+            for key in ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard"):
+                ray_init.pop(key, None)
     folder.mkdir(parents=True, exist_ok=True)
     heartbeat.clear(folder)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)

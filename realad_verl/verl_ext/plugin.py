@@ -12,9 +12,6 @@ import os
 
 from wrapt import register_post_import_hook
 
-ENGINE = "cgro_language_model"
-TRAINERS = ("cgro_sync", "cgro_colocate_async", "cgro_separate_async")
-
 _active: list[str] = []
 
 
@@ -50,6 +47,7 @@ def _activate() -> None:
 
         _active.extend(cpu.activate())
     _import_when_loaded("verl.trainer.ppo.v1", "realad_verl.verl_ext.trainer")
+    _import_when_loaded("verl.experimental.agent_loop", "realad_verl.verl_ext.agent_loop")
     _import_when_loaded("verl.workers.engine.fsdp.transformer_impl", "realad_verl.verl_ext.engine")
 
 

@@ -29,7 +29,8 @@ class RealadSettings:
     """Every setting of ``realad:``.
 
     ``w_fmt``, ``w_acc``, ``w_cons`` weigh the parts of R_total (CGRO step 5; 1 each). ``evidence`` False switches the
-    read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``.
+    read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``. ``deterministic`` seeds every
+    response and fixes the order of the batch: on CPU, a rerun with the same seed gives the same rewards and weights.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -37,6 +38,7 @@ class RealadSettings:
     w_acc: float = 1.0
     w_cons: float = 1.0
     evidence: bool = True
+    deterministic: bool = False
     log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self):

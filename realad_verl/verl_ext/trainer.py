@@ -27,7 +27,8 @@ from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext import heartbeat, wire
 from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
-from realad_verl.verl_ext.plugin import TRAINERS, note, require_active
+from realad_verl.verl_ext.names import TRAINERS
+from realad_verl.verl_ext.plugin import note, require_active
 from realad_verl.verl_ext.samples import SampleLogger
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
@@ -73,6 +74,15 @@ class CGROMixin:
     def on_validate_begin(self):
         self._beat("validating")
         super().on_validate_begin()  # type: ignore[misc]
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
+        """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows."""
+        if self.realad.deterministic:
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
+            rows = [int(_plain(item)) for item in data["index"]]
+            places = [key.rsplit("_", 2)[1:] for key in batch.keys]
+            batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
+        return super()._balance_batch(batch, metrics, *args, **kwargs)  # type: ignore[misc]
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._beat("updating the actor")

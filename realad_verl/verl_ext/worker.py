@@ -12,7 +12,8 @@ from verl.single_controller.base.decorator import Dispatch, make_nd_compute_data
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from realad_verl.verl_ext import position_ids, wire
-from realad_verl.verl_ext.plugin import ENGINE, registered, require_active
+from realad_verl.verl_ext.names import ENGINE
+from realad_verl.verl_ext.plugin import registered, require_active
 
 
 class ConsistencyRewardMixin:

@@ -140,13 +140,37 @@ def run(job: dict) -> dict:
         "pad_token_id": engine.model_config.tokenizer.pad_token_id,
     }
     result = {"samples": mine, "weights": None, "dp_rank": rank}
-    for name, request in (("off", None), ("on", make_request(job.get("method", {}), detail=True))):
+    passes = {"off": None, "on": make_request(job.get("method", {}), detail=True)}
+    if not job.get("evidence", True):
+        passes.pop("on")
+    for name, request in passes.items():
         batch = make_batch(mine, **flags, **({REQUEST_KEY: request} if request else {}))
         with engine.eval_mode():
             output = engine.infer_batch(position_ids.rebuild(batch))["model_output"]
         result[name] = {key: list(value.unbind()) for key, value in output.items()}
+    if job.get("update"):
+        result["weights"] = update(engine, mine, flags, result["on" if job.get("evidence", True) else "off"])
     dist.barrier()
     return result
+
+
+def update(engine, samples: list[dict], flags: dict, output: dict) -> dict:
+    """One GRPO update as verl's worker does it, with made-up advantages; returns the weights after it."""
+    from functools import partial
+
+    from verl.workers.config import FSDPActorConfig
+    from verl.workers.utils.losses import ppo_loss
+    from verl.workers.utils.padding import response_from_nested
+
+    batch = make_batch(samples, **flags, global_batch_size=len(samples), dp_size=1)
+    log_probs = torch.nested.as_nested_tensor(output["log_probs"], layout=torch.jagged)
+    batch["old_log_probs"] = response_from_nested(log_probs, batch["response_mask"])
+    advantages = [(i - 1.5) * torch.ones(len(s["responses"])) for i, s in enumerate(samples)]
+    batch["advantages"] = torch.nested.as_nested_tensor(advantages, layout=torch.jagged)
+    config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=2)
+    with engine.train_mode():
+        engine.train_batch(batch, loss_function=partial(ppo_loss, config=config))
+    return {n: p.full_tensor().detach().clone() for n, p in engine.module.named_parameters()}
 
 
 def main() -> None:

@@ -162,3 +162,18 @@ def test_packed_ulysses_two_ranks(tmp_path):
     # Both ranks hold the whole batch and the same evidence.
     one, two = (torch.stack(result["on"][wire.SUMMARY])[:, :5] for result in results)
     assert torch.equal(one.nan_to_num(-1), two.nan_to_num(-1))
+
+
+def test_update_equals_verls_own_engine(tmp_path):
+    """The same batch through verl's engine without, and ours with the read-out: the same weights, bitwise."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "verl").mkdir()
+    (ours,) = run_ranks(tmp_path / "ours", update=True)
+    (verls,) = run_ranks(tmp_path / "verl", update=True, engine="language_model", evidence=False)
+    assert ours["weights"].keys() == verls["weights"].keys()
+    moved = 0
+    before = AutoModelForImageTextToText.from_pretrained(str(tiny_model_dir()), dtype=torch.float32).state_dict()
+    for name, value in ours["weights"].items():
+        assert torch.equal(value, verls["weights"][name]), name
+        moved += name in before and not torch.equal(value, before[name])
+    assert moved > 10

@@ -83,7 +83,7 @@ def test_short_run(train, tmp_path, prepared):
     "overrides",
     [
         ("trainer.n_gpus_per_node=2",),
-        ("+actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.exclude_modules='.*visual.*'"),
+        ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.exclude_modules='.*visual.*'"),
         # Responses that all hit the limit: every sequence of the batch has one length.
         ("data.max_response_length=6",),
         ("trainer.v1.trainer_mode=cgro_colocate_async",),

@@ -1,0 +1,5 @@
+"""The names under which this package registers with verl. Importing them activates nothing."""
+
+ENGINE = "cgro_language_model"
+SEEDED_AGENT_LOOP = "realad_seeded_agent"
+TRAINERS = ("cgro_sync", "cgro_colocate_async", "cgro_separate_async")
