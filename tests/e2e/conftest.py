@@ -14,6 +14,8 @@ import pytest
 
 REALAD = [sys.executable, "-m", "realad_verl.cli"]
 RECIPE = "local/cgro_tiny_cpu"
+# A cluster on this machine alone; a local Ray gets these from the launcher.
+ON_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def descendants(marker: str) -> list[psutil.Process]:
     return found
 
 
-def start(folder: Path, data: Path, *overrides: str, resume: bool = False) -> subprocess.Popen:
+def start(
+    folder: Path, data: Path, *overrides: str, resume: bool = False, address: str | None = None
+) -> subprocess.Popen:
     """Start ``realad train`` on the local recipe; stderr goes to ``<folder>.log``."""
     arguments = [
         f"data.train_files={data}/train.parquet",
@@ -64,7 +68,7 @@ def start(folder: Path, data: Path, *overrides: str, resume: bool = False) -> su
         *overrides,
     ]
     command = [*REALAD, "train", RECIPE, *arguments, *(["--resume"] if resume else [])]
-    env = environment() | {"REALAD_TEST_JOB": str(folder)}
+    env = environment() | {"REALAD_TEST_JOB": str(folder)} | (ON_CLUSTER | {"RAY_ADDRESS": address} if address else {})
     log = open(f"{folder}.log", "a")  # noqa: SIM115  (lives as long as the job)
     return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -87,9 +91,11 @@ def finish(process: subprocess.Popen, folder: Path, limit: float, grace: float =
     return Run(folder, process.returncode, Path(f"{folder}.log").read_text(), seconds, names)
 
 
-def train(folder: Path, data: Path, *overrides: str, limit: float = 900, resume: bool = False) -> Run:
-    """A whole job."""
-    return finish(start(folder, data, *overrides, resume=resume), folder, limit)
+def train(
+    folder: Path, data: Path, *overrides: str, limit: float = 900, resume: bool = False, address: str | None = None
+) -> Run:
+    """A whole job, on the Ray cluster at ``address`` or a local one."""
+    return finish(start(folder, data, *overrides, resume=resume, address=address), folder, limit)
 
 
 @pytest.fixture(scope="session")
