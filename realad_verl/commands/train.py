@@ -15,15 +15,19 @@ def train(
 ) -> None:
     """Train with CGRO (the R1 baseline is realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
     from realad_verl.verl_ext.compose import compose_recipe
-    from realad_verl.verl_ext.launch import run_folder
+    from realad_verl.verl_ext.launch import RunFailed, run_folder
     from realad_verl.verl_ext.launch import train as launch
 
     config = compose_recipe(recipe, overrides or [])
     folder = run_folder(config)
     say = typer.echo
     say(f"run folder: {folder} (metrics.jsonl, samples/, global_step_*/, config.yaml)", err=True)
-    stopped_at = launch(config, resume)
     again = " ".join(["realad train", recipe, *(overrides or []), "--resume"])
+    try:
+        stopped_at = launch(config, resume)
+    except RunFailed as error:
+        say(f"error: {error}\nresume: {again}", err=True)
+        sys.exit(1)
     if stopped_at is not None:
         say(f"stopped on request after step {stopped_at}, saved. Continue with: {again}", err=True)
         sys.exit(0)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,10 @@ from realad_verl.verl_ext import heartbeat
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
+from realad_verl.verl_ext.watchdog import PhaseTimeout, Watchdog
 
 METRICS = "metrics.jsonl"
+ERROR = "error.txt"
 TRACKER = "latest_checkpointed_iteration.txt"
 # What the CPU stack needs in every process of the job. Threads: one per process, since a CPU job runs several processes
 # a core; nobind: vLLM-CPU otherwise pins itself to cores that the others use.
@@ -118,12 +121,30 @@ def _stop_on_sigterm(folder: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+class RunFailed(Exception):
+    """A run that died: the message says in which phase, of what, and where to go on."""
+
+
+def _failure(folder: Path, error: BaseException) -> RunFailed:
+    """Keep the whole traceback in the run folder; tell the person what died and what is saved."""
+    (folder / ERROR).write_text("".join(traceback.format_exception(error)))
+    beat, step = heartbeat.read(folder), saved_step(folder)
+    phase = f"'{beat.phase}' of step {beat.step}" if beat is not None else "'starting Ray'"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
+    return RunFailed(
+        f"the run died in {phase}: {type(error).__name__}: {lines[-1] if lines else ''}\n{saved} "
+        f"The whole traceback is in {folder / ERROR}; Ray's logs are under /tmp/ray/session_latest/logs."
+    )
+
+
 def train(config: DictConfig, resume: bool = False) -> int | None:
     """Run a recipe to its end. Blocks; Ctrl-C shuts the local Ray down before it propagates.
 
     Returns None when the run finished, or the step at which it stopped on request (SIGTERM), saved and resumable.
+    Raises RunFailed when a part of the job dies, or stands still longer than the watchdog allows.
     """
-    RealadSettings.from_config(config)
+    limits = RealadSettings.from_config(config).watchdog
     prepare(config, resume)
 
     import ray
@@ -139,12 +160,13 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     folder = run_folder(config)
     try:
-        with _stop_on_sigterm(folder), RunProgress(folder, Path(os.environ["VERL_FILE_LOGGER_PATH"])):
+        metrics = Path(os.environ["VERL_FILE_LOGGER_PATH"])
+        with _stop_on_sigterm(folder), RunProgress(folder, metrics), Watchdog(folder, limits.start_s, limits.phase_s):
             run_ppo(config, task_runner_class=TaskRunnerV1)
-    except ray.exceptions.RayTaskError as error:
-        if type(error.cause).__name__ != "StopRequested" and "StopRequested" not in str(error).splitlines()[-1]:
-            raise
-        return saved_step(folder)
+    except (ray.exceptions.RayError, PhaseTimeout) as error:
+        if type(getattr(error, "cause", None)).__name__ == "StopRequested":
+            return saved_step(folder)
+        raise _failure(folder, error) from error
     finally:
         ray.shutdown()
     return None

@@ -25,6 +25,20 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class WatchdogSettings:
+    """Limits in seconds after which a job that stands still is ended with its stacks; 0 is no limit."""
+
+    start_s: float = 3600.0
+    phase_s: float = 3600.0
+
+    def __post_init__(self):
+        for name in ("start_s", "phase_s"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise bad_value(f"realad.watchdog.{name}", value, "a number of seconds >= 0")
+
+
+@dataclass(frozen=True)
 class RealadSettings:
     """Every setting of ``realad:``.
 
@@ -40,6 +54,7 @@ class RealadSettings:
     evidence: bool = True
     deterministic: bool = False
     log: LogSettings = field(default_factory=LogSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
     def __post_init__(self):
         for name in ("w_fmt", "w_acc", "w_cons"):
@@ -63,9 +78,12 @@ class RealadSettings:
             )
         values: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
         _only(values, cls, "realad")
-        log = values.get("log") or {}
-        _only(log, LogSettings, "realad.log")
-        return cls(**values | {"method": MethodConfig.from_dict(values.get("method") or {}), "log": LogSettings(**log)})
+        parts = {"log": LogSettings, "watchdog": WatchdogSettings}
+        for name, part in parts.items():
+            given = values.get(name) or {}
+            _only(given, part, f"realad.{name}")
+            values[name] = part(**given)
+        return cls(**values | {"method": MethodConfig.from_dict(values.get("method") or {})})
 
     def method_dict(self) -> dict[str, Any]:
         """The method settings as plain data, for the wire and for results files."""

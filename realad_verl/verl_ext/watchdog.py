@@ -1,0 +1,105 @@
+"""Ends a job that hangs, with the cause: a phase that exceeds its limit dumps every process's stack.
+
+verl waits without limit in several places (a rollout whose engine died, a weight update whose receiver failed), and a
+hung job on a cluster costs as much as a working one.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from realad_verl.verl_ext import heartbeat
+
+STACKS = "stacks.txt"
+
+
+class PhaseTimeout(Exception):
+    """A phase took longer than its limit; the message names it."""
+
+
+class Watchdog:
+    """A context that raises :class:`PhaseTimeout` in the main thread when the heartbeat stands still.
+
+    Args:
+        folder: the run folder, where the heartbeat is read and the stacks are written.
+        start_s: seconds that starting Ray, the workers and vLLM may take. 0: no limit.
+        phase_s: seconds that one phase of a step may take. 0: no limit.
+    """
+
+    def __init__(self, folder: Path, start_s: float, phase_s: float, interval: float = 2.0):
+        self.folder, self.start_s, self.phase_s, self.interval = folder, start_s, phase_s, interval
+        self._began = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._message = ""
+
+    def __enter__(self) -> "Watchdog":
+        self._previous = signal.signal(signal.SIGUSR1, self._raise)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        signal.signal(signal.SIGUSR1, self._previous)
+
+    def _raise(self, *_: object) -> None:
+        raise PhaseTimeout(self._message)
+
+    def overdue(self, now: float) -> str | None:
+        """The message of a phase that is over its limit at time ``now``, or None."""
+        beat = heartbeat.read(self.folder)
+        starting = beat is None or beat.step == 0
+        phase, since = (beat.phase, beat.since) if beat is not None else ("starting Ray", self._began)
+        key, limit = ("start_s", self.start_s) if starting else ("phase_s", self.phase_s)
+        if not limit or now - since < limit:
+            return None
+        step = f" of step {beat.step}" if beat is not None and beat.step else ""
+        return (
+            f"'{phase}'{step} took longer than realad.watchdog.{key} = {limit:g} s. The stacks of this machine's "
+            f"processes are in {self.folder / STACKS}. If the phase is slow rather than stuck, raise the limit."
+        )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.interval):
+            message = self.overdue(time.time())
+            if message is not None:
+                dump_stacks(self.folder / STACKS)
+                self._message = message
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                return
+
+
+def job_processes() -> list[psutil.Process]:
+    """This process, its children, and Ray's processes of this user on this machine."""
+    own = psutil.Process()
+    found = {own.pid: own} | {p.pid: p for p in own.children(recursive=True)}
+    for process in psutil.process_iter(["name", "cmdline", "uids"]):
+        command = " ".join(process.info["cmdline"] or [])
+        mine = process.info["uids"] is not None and process.info["uids"].real == os.getuid()
+        if mine and (command.startswith(("ray::", "VLLM::"))):
+            found[process.pid] = process
+    return list(found.values())
+
+
+def dump_stacks(path: Path) -> None:
+    """Write the stacks of the job's processes on this machine to ``path`` (py-spy where it is installed)."""
+    spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    with open(path, "w") as out:
+        for process in job_processes():
+            try:
+                out.write(f"=== {process.pid} {' '.join(process.cmdline())[:120]}\n")
+            except psutil.NoSuchProcess:
+                continue
+            if spy is None:
+                out.write("install py-spy for the stack\n")
+                continue
+            done = subprocess.run([spy, "dump", "--pid", str(process.pid)], capture_output=True, text=True, timeout=60)
+            out.write(done.stdout + done.stderr + "\n")

@@ -1,0 +1,49 @@
+"""The watchdog: what is overdue, and that a stuck main thread is freed with the cause."""
+
+import time
+
+import pytest
+
+from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.watchdog import STACKS, PhaseTimeout, Watchdog
+
+
+def test_nothing_is_overdue_within_the_limit(tmp_path):
+    heartbeat.write(tmp_path, "sampling responses", step=3, total_steps=9)
+    assert Watchdog(tmp_path, 10, 10).overdue(time.time() + 9) is None
+
+
+def test_overdue_phase_is_named_with_its_setting(tmp_path):
+    heartbeat.write(tmp_path, "sampling responses", step=3, total_steps=9)
+    message = Watchdog(tmp_path, 0, 10).overdue(time.time() + 11)
+    assert message and "sampling responses" in message and "step 3" in message and "phase_s = 10" in message
+
+
+def test_start_has_a_limit_of_its_own(tmp_path):
+    assert "start_s = 5" in (Watchdog(tmp_path, 5, 0).overdue(time.time() + 6) or "")
+    heartbeat.write(tmp_path, "starting workers")
+    assert "starting workers" in (Watchdog(tmp_path, 5, 0).overdue(time.time() + 6) or "")
+
+
+def test_zero_is_no_limit(tmp_path):
+    assert Watchdog(tmp_path, 0, 0).overdue(time.time() + 1e9) is None
+
+
+def test_a_stuck_main_thread_is_freed(tmp_path):
+    heartbeat.write(tmp_path, "sampling responses", step=1, total_steps=9)
+    began = time.monotonic()
+    with pytest.raises(PhaseTimeout, match="sampling responses"), Watchdog(tmp_path, 0, 0.2, interval=0.1):
+        time.sleep(120)
+    assert time.monotonic() - began < 100
+    assert "=== " in (tmp_path / STACKS).read_text()
+
+
+def test_heartbeat_round_trip_and_stop(tmp_path):
+    assert heartbeat.read(tmp_path) is None and not heartbeat.stop_requested(tmp_path)
+    heartbeat.write(tmp_path, "validating", 2, 5)
+    beat = heartbeat.read(tmp_path)
+    assert beat is not None and (beat.phase, beat.step, beat.total_steps) == ("validating", 2, 5)
+    heartbeat.request_stop(tmp_path)
+    assert heartbeat.stop_requested(tmp_path)
+    heartbeat.clear(tmp_path)
+    assert heartbeat.read(tmp_path) is None and not heartbeat.stop_requested(tmp_path)
