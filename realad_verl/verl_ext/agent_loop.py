@@ -5,6 +5,9 @@ request carries a seed made of the run's seed, the step, the row and the sample'
 depend on neither order nor batching.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAbstractUsage=false
+
 import zlib
 from typing import Any
 

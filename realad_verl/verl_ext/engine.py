@@ -4,6 +4,9 @@ Chosen by ``actor_rollout_ref.model.model_type=cgro_language_model``. Without a 
 engine.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+
 import json
 import logging
 import time

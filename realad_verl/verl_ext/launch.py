@@ -148,6 +148,7 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     prepare(config, resume)
 
     import ray
+    from ray.exceptions import RayError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -163,7 +164,7 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
         metrics = Path(os.environ["VERL_FILE_LOGGER_PATH"])
         with _stop_on_sigterm(folder), RunProgress(folder, metrics), Watchdog(folder, limits.start_s, limits.phase_s):
             run_ppo(config, task_runner_class=TaskRunnerV1)
-    except (ray.exceptions.RayError, PhaseTimeout) as error:
+    except (RayError, PhaseTimeout) as error:
         if type(getattr(error, "cause", None)).__name__ == "StopRequested":
             return saved_step(folder)
         raise _failure(folder, error) from error

@@ -6,6 +6,9 @@ ragged index over offsets that count planes. The next split dies with ``split_wi
 exactly to L ... got [4, 4, ...]``. Short responses that all hit the length limit make such a batch likely.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor

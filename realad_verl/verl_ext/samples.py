@@ -3,6 +3,9 @@
 Always written under ``realad.log.dir`` as ``step_000010/00.json`` beside ``00.png``; to W&B too where it is a logger.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportArgumentType=false
+
 import io
 import json
 from collections.abc import Sequence

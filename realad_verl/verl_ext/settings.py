@@ -83,7 +83,8 @@ class RealadSettings:
             given = values.get(name) or {}
             _only(given, part, f"realad.{name}")
             values[name] = part(**given)
-        return cls(**values | {"method": MethodConfig.from_dict(values.get("method") or {})})
+        values["method"] = MethodConfig.from_dict(values.get("method") or {})
+        return cls(**values)
 
     def method_dict(self) -> dict[str, Any]:
         """The method settings as plain data, for the wire and for results files."""

@@ -4,6 +4,9 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 ``w_cons * R_cons`` to the ``rm_scores`` that the reward function wrote while sampling (format and accuracy).
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +64,7 @@ class CGROMixin:
         self.sample_logger = SampleLogger(config, self.realad)
         self._saved_step = -1
         self._beat("starting workers")
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
 
     def _beat(self, phase: str) -> None:
         step, total = getattr(self, "global_steps", 0), getattr(self, "total_training_steps", 0)
@@ -69,11 +72,11 @@ class CGROMixin:
 
     def on_step_begin(self):
         self._beat("sampling responses")
-        super().on_step_begin()  # type: ignore[misc]
+        super().on_step_begin()
 
     def on_validate_begin(self):
         self._beat("validating")
-        super().on_validate_begin()  # type: ignore[misc]
+        super().on_validate_begin()
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows."""
@@ -82,15 +85,15 @@ class CGROMixin:
             rows = [int(_plain(item)) for item in data["index"]]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
             batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
-        return super()._balance_batch(batch, metrics, *args, **kwargs)  # type: ignore[misc]
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._beat("updating the actor")
-        return super()._update_actor(batch, metrics)  # type: ignore[misc]
+        return super()._update_actor(batch, metrics)
 
     def _save_checkpoint(self):
         self._beat("saving a checkpoint")
-        super()._save_checkpoint()  # type: ignore[misc]
+        super()._save_checkpoint()
         self._saved_step = self.global_steps
 
     def on_step_end(self):
@@ -100,24 +103,24 @@ class CGROMixin:
                 self._save_checkpoint()
             raise StopRequested(self.global_steps)
         self._beat("updating the rollout's weights")
-        super().on_step_end()  # type: ignore[misc]
+        super().on_step_end()
 
     def _init_resource_pool_mgr(self):
-        super()._init_resource_pool_mgr()  # type: ignore[misc]
-        for role in self.role_worker_mapping:  # type: ignore[attr-defined]
+        super()._init_resource_pool_mgr()
+        for role in self.role_worker_mapping:
             if role in ACTOR_ROLES or role == Role.RefPolicy:
-                self.role_worker_mapping[role] = ray.remote(self.worker_cls)  # type: ignore[attr-defined]
+                self.role_worker_mapping[role] = ray.remote(self.worker_cls)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's old log-probs with the read-out on, then the consistency part of the reward."""
         self._beat("log-probs and evidence")
         if not self.realad.evidence:
-            return super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
-        bypass = (self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False)  # type: ignore[attr-defined]
+            return super()._compute_old_log_prob(batch, metrics)
+        bypass = (self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False)
         with self._reading(batch):
             if bypass:
                 self._evidence_pass(batch)
-            batch = super()._compute_old_log_prob(batch, metrics)  # type: ignore[misc]
+            batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(REQUEST_KEY, None)
         self._add_consistency(batch, metrics)
         return batch
@@ -125,7 +128,7 @@ class CGROMixin:
     @contextmanager
     def _reading(self, batch: KVBatchMeta):
         """Ask for evidence in this call only: the reference pass may go through the same worker method."""
-        detail = self.sample_logger.due(self.global_steps)  # type: ignore[attr-defined]
+        detail = self.sample_logger.due(self.global_steps)
         batch.extra_info[REQUEST_KEY] = make_request(self.realad.method_dict(), detail)
         try:
             yield
@@ -134,9 +137,9 @@ class CGROMixin:
 
     def _evidence_pass(self, batch: KVBatchMeta) -> None:
         """Where verl skips the log-prob forward (bypass mode), run it for the evidence alone."""
-        rollout = self.config.actor_rollout_ref.rollout  # type: ignore[attr-defined]
+        rollout = self.config.actor_rollout_ref.rollout
         batch.extra_info.update(calculate_entropy=False, compute_loss=False, temperature=rollout.temperature)
-        self.actor_rollout_wg.compute_evidence(batch)  # type: ignore[attr-defined]
+        self.actor_rollout_wg.compute_evidence(batch)
 
     def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
         """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
@@ -179,16 +182,16 @@ class CGROMixin:
         )
 
     def _texts(self, responses: torch.Tensor) -> list[str]:
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.unbind()]  # type: ignore[attr-defined]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.unbind()]
 
     def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         if "evidence/seconds" in metrics and timing_raw.get("step"):
             seconds = metrics["evidence/seconds"] / self._n_workers() + metrics["evidence/reward_seconds"]
             metrics["evidence/step_share"] = seconds / timing_raw["step"]
 
     def _n_workers(self) -> int:
-        return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes  # type: ignore[attr-defined]
+        return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
 
 
 def _plain(item):

@@ -3,6 +3,9 @@
 Entry point of vLLM's own group ``vllm.general_plugins``: vLLM calls :func:`register` in its engine and workers.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportArgumentType=false
+
 import importlib.util
 import inspect
 import os

@@ -4,6 +4,9 @@ The evidence is computed by the actor's current weights, sharded as they are, in
 (old log-probs), or by :meth:`ConsistencyRewardMixin.compute_evidence` where verl skips that forward.
 """
 
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAttributeAccessIssue=false
+
 import importlib
 
 from tensordict import TensorDict
@@ -24,7 +27,7 @@ class ConsistencyRewardMixin:
         # verl imports its engines here for the first time in this process, which lets the plugin register its own.
         importlib.import_module("verl.workers.engine.fsdp.transformer_impl")
         require_active(f"engine {ENGINE}")
-        super().init_model()  # type: ignore[misc]
+        super().init_model()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def plugin_status(self) -> list[str]:
@@ -33,20 +36,20 @@ class ConsistencyRewardMixin:
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict:
-        return super().compute_log_prob(position_ids.rebuild(data))  # type: ignore[misc]
+        return super().compute_log_prob(position_ids.rebuild(data))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="ref"))
     def compute_ref_log_prob(self, data: TensorDict) -> TensorDict:
-        return super().compute_ref_log_prob(position_ids.rebuild(data))  # type: ignore[misc]
+        return super().compute_ref_log_prob(position_ids.rebuild(data))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
-        return super().update_actor(position_ids.rebuild(data))  # type: ignore[misc]
+        return super().update_actor(position_ids.rebuild(data))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_evidence(self, data: TensorDict) -> TensorDict | None:
         """The evidence of a batch as a forward of its own: the same code as the fused one, log-probs discarded."""
-        output = self.actor.infer_batch(position_ids.rebuild(data))  # type: ignore[attr-defined]
+        output = self.actor.infer_batch(position_ids.rebuild(data))
         if output is None:
             return None
         keys = set(output.keys())
