@@ -45,6 +45,7 @@ class RealadSettings:
     ``w_fmt``, ``w_acc``, ``w_cons`` weigh the parts of R_total (CGRO step 5; 1 each). ``evidence`` False switches the
     read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``. ``deterministic`` seeds every
     response and fixes the order of the batch: on CPU, a rerun with the same seed gives the same rewards and weights.
+    ``poll_interval`` is how often, in seconds, the trainer looks for finished samples (verl's own: 2).
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -53,6 +54,7 @@ class RealadSettings:
     w_cons: float = 1.0
     evidence: bool = True
     deterministic: bool = False
+    poll_interval: float = 2.0
     log: LogSettings = field(default_factory=LogSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
@@ -61,6 +63,8 @@ class RealadSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise bad_value(f"realad.{name}", value, "a finite number >= 0")
+        if isinstance(self.poll_interval, bool) or not self.poll_interval > 0:
+            raise bad_value("realad.poll_interval", self.poll_interval, "a number of seconds > 0")
         if not self.evidence and self.w_cons != 0:
             raise UserError(
                 f"realad.evidence = False and realad.w_cons = {self.w_cons} conflict: the consistency reward needs the "

@@ -5,7 +5,8 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 """
 
 # verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
-# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
 import time
 from contextlib import contextmanager
@@ -65,6 +66,9 @@ class CGROMixin:
         self._saved_step = -1
         self._beat("starting workers")
         super().__init__(config)
+        # verl polls its replay buffer every 2 s and has no setting for it: most of a step that takes a few seconds.
+        assert hasattr(self.replay_buffer, "poll_interval"), "verl's replay buffer no longer polls"
+        self.replay_buffer.poll_interval = self.realad.poll_interval
 
     def _beat(self, phase: str) -> None:
         step, total = getattr(self, "global_steps", 0), getattr(self, "total_training_steps", 0)
