@@ -135,7 +135,15 @@ def check_log_probs_bitwise_equal(results: list[dict]) -> None:
 METHOD = MethodConfig()
 
 
-@pytest.mark.parametrize("job", [{}, {"equal": True}, {"micro": 1}, {"dynamic": True}, {"lora_rank": 8}], ids=str)
+def slow(job: dict):
+    """A layout that only the long run of the tests covers."""
+    return pytest.param(job, marks=pytest.mark.slow)
+
+
+PADDED = [{}, {"equal": True}, slow({"micro": 1}), slow({"dynamic": True}), {"lora_rank": 8}]
+
+
+@pytest.mark.parametrize("job", PADDED, ids=str)
 def test_padded_one_rank(tmp_path, job):
     results = run_ranks(tmp_path, **job)
     check_log_probs_bitwise_equal(results)
@@ -148,7 +156,7 @@ def test_padded_two_ranks(tmp_path):
     check_against_eager(results, METHOD)
 
 
-@pytest.mark.parametrize("job", [{"micro": 2}, {"micro": 1}, {"equal": True}], ids=str)
+@pytest.mark.parametrize("job", [{"micro": 2}, slow({"micro": 1}), slow({"equal": True})], ids=str)
 def test_packed_one_rank(tmp_path, job):
     results = run_ranks(tmp_path, packed=True, **job)
     check_log_probs_bitwise_equal(results)
