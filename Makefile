@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(VENV)/bin/uv
 OVERRIDES := requirements/overrides.txt
 
-.PHONY: help setup lock lint types test test-all bench demo clean
+.PHONY: help setup lock lint types test test-all bench demo wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,16 @@ test: setup  ## unit and contract tests and a short run on the real stack
 
 test-all: setup  ## every test that runs without a GPU
 	timeout 7200 $(BIN)/python -m pytest -m "not gpu"
+
+demo: setup  ## images, evaluation, CGRO training, evaluation, report.html, on a CPU; about 10 minutes
+	OMP_NUM_THREADS=1 $(BIN)/realad demo $(DEMO_ARGS)
+
+bench: setup  ## every benchmark, JSON into benchmarks/results/
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/run_all.sh benchmarks/results
+
+wheel:  ## build the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,5 +1,5 @@
-"""Shim for tools that still look for setup.py; everything is in pyproject.toml."""
+"""Everything is in pyproject.toml but the packages: the recipes lie beside the package and ship inside it."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(packages=[*find_packages(include=["realad_verl*", "reward_fns*"]), "realad_verl.recipes"])
