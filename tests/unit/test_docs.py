@@ -1,0 +1,91 @@
+"""What the documents name exists: links, commands and options, recipes, functions, tests, defaults."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from realad_verl.cli import app
+from realad_verl.commands.demo import result_lines
+from realad_verl.method.config import MethodConfig
+from realad_verl.recipes_dir import list_recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def _code(text: str) -> str:
+    """Fenced blocks and inline code, continuation lines joined."""
+    parts = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) + re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
+    return "\n".join(parts).replace("\\\n", " ")
+
+
+@by_name
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not target.startswith(("http", "#", "mailto")):
+            assert (document.parent / target.split("#")[0]).exists(), f"{document.name}: {target}"
+
+
+@by_name
+def test_commands_and_options_exist(document):
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"(?:^|/|\s)realad ([^\n#|]*)", _code(document.read_text())):
+        words = line.split()
+        if not words or not re.fullmatch(r"[a-z]+", words[0]):
+            continue
+        assert words[0] in commands, f"{document.name}: realad {line}"
+        command = commands[words[0]]
+        if hasattr(command, "commands") and len(words) > 1 and words[1] in command.commands:
+            command = command.commands[words[1]]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", line.split("&&")[0].split(";")[0]):
+            assert option in known, f"{document.name}: realad {line}: {option}"
+
+
+@by_name
+def test_recipes_exist(document):
+    for recipe in re.findall(r"realad (?:train|check) ([a-z]+/\w+)", document.read_text()):
+        assert recipe in list_recipes(), f"{document.name}: {recipe}"
+
+
+def test_functions_of_the_method_exist():
+    code = _code((ROOT / "docs" / "method.md").read_text())
+    names = re.findall(r"^((?:method|attention|reward_fns)\.\w+)\.(\w+)$", code, re.M)
+    assert len(names) >= 15
+    for module, name in names:
+        module = module if module.startswith("reward_fns") else f"realad_verl.{module}"
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_defaults_of_the_method():
+    settings, text = MethodConfig().to_dict(), (ROOT / "docs" / "method.md").read_text()
+    compared = 0
+    for names, values in re.findall(r"^\| (`(?:scoring|consistency)\.[^|]+) \| ([^|]+) \|", text, re.M):
+        keys = re.findall(r"`(\w+)\.(\w+)`", names)
+        stated = [yaml.safe_load(v.strip().strip("`")) for v in values.split(",")]
+        assert [settings[section][key] for section, key in keys] == stated, names
+        compared += len(keys)
+    assert compared == sum(len(settings[section]) for section in ("scoring", "consistency"))
+
+
+def test_tests_named_as_proof_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    files = {p.name: p for p in (ROOT / "tests").rglob("test_*.py")}
+    source = "\n".join(p.read_text() for p in files.values())
+    for path in re.findall(r"`(tests/[\w/]+\.py)", text):
+        assert (ROOT / path).is_file(), path
+    for name in re.findall(r"\b(test_\w+)\b(?!\.py)", text):
+        assert f"def {name}(" in source, name
+
+
+def test_lines_of_the_demo():
+    before = {"image": {"image_acc": 0.5, "image_auroc": None}, "pixel": {"pixel_auroc": 0.75}}
+    lines = result_lines(before, before | {"image": {"image_acc": 0.625}})
+    assert len(lines) == 5
+    assert lines[0].split()[-4:] == ["50.0", "->", "62.5", "%"]
+    assert lines[1].split()[-4:] == ["-", "->", "-", "%"]
