@@ -33,10 +33,10 @@ types: setup  ## pyright
 	$(BIN)/pyright
 
 test: setup  ## unit and contract tests and a short run on the real stack
-	timeout 1200 $(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 timeout 3000 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: setup  ## every test that runs without a GPU
-	timeout 7200 $(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 timeout 14400 $(BIN)/python -m pytest -m "not gpu"
 
 demo: setup  ## images, evaluation, CGRO training, evaluation, report.html, on a CPU; about 10 minutes
 	OMP_NUM_THREADS=1 $(BIN)/realad demo $(DEMO_ARGS)

@@ -1,101 +1,10 @@
-"""What the end-to-end tests share: a small prepared data set and a way to run a job that can't outlive its limit."""
+"""What the end-to-end tests share: a small prepared data set, and jobs on it."""
 
-import json
-import os
-import signal
 import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import jobs
 import pytest
-
-REALAD = [sys.executable, "-m", "realad_verl.cli"]
-RECIPE = "local/cgro_tiny_cpu"
-# A cluster on this machine alone; a local Ray gets these from the launcher.
-ON_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training job."""
-
-    folder: Path
-    returncode: int
-    stderr: str
-    seconds: float
-    left_over: list[str]
-
-    def steps(self) -> dict[int, dict]:
-        """Metrics by step, of every part of the run."""
-        records = {}
-        for path in sorted(self.folder.glob("metrics*.jsonl")):
-            for line in path.read_text().splitlines():
-                record = json.loads(line)
-                records[record["step"]] = record["data"]
-        return records
-
-
-def environment() -> dict[str, str]:
-    """This process's environment without what an outer job may have set."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VERL_", "VLLM_"))} | {
-        "WANDB_MODE": "disabled"
-    }
-
-
-def descendants(marker: str) -> list[psutil.Process]:
-    """Processes whose environment carries ``marker``: a job's, wherever Ray put them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("REALAD_TEST_JOB") == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def start(
-    folder: Path, data: Path, *overrides: str, resume: bool = False, address: str | None = None
-) -> subprocess.Popen:
-    """Start ``realad train`` on the local recipe; stderr goes to ``<folder>.log``."""
-    arguments = [
-        f"data.train_files={data}/train.parquet",
-        f"data.val_files={data}/val.parquet",
-        f"trainer.default_local_dir={folder}",
-        *overrides,
-    ]
-    command = [*REALAD, "train", RECIPE, *arguments, *(["--resume"] if resume else [])]
-    env = environment() | {"REALAD_TEST_JOB": str(folder)} | (ON_CLUSTER | {"RAY_ADDRESS": address} if address else {})
-    log = open(f"{folder}.log", "a")  # noqa: SIM115  (lives as long as the job)
-    return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-
-def finish(process: subprocess.Popen, folder: Path, limit: float, grace: float = 20.0) -> Run:
-    """Wait at most ``limit`` seconds; what of the job is alive ``grace`` seconds after its end is named and killed."""
-    began = time.monotonic()
-    try:
-        process.wait(timeout=limit)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    seconds = time.monotonic() - began
-    deadline = time.monotonic() + grace
-    while (alive := descendants(str(folder))) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    names = [" ".join(p.cmdline())[:80] for p in alive if p.is_running()]
-    for survivor in alive:
-        survivor.kill()
-    return Run(folder, process.returncode, Path(f"{folder}.log").read_text(), seconds, names)
-
-
-def train(
-    folder: Path, data: Path, *overrides: str, limit: float = 900, resume: bool = False, address: str | None = None
-) -> Run:
-    """A whole job, on the Ray cluster at ``address`` or a local one."""
-    return finish(start(folder, data, *overrides, resume=resume, address=address), folder, limit)
 
 
 @pytest.fixture(scope="session")
@@ -106,11 +15,11 @@ def prepared(tmp_path_factory) -> Path:
     images = ["tiny", "images", "--out", str(root / "folder"), "--count", "48", "--size", "168", "--seed", "3"]
     prepare = ["prepare", "folder", "--root", str(root / "folder"), "--out", str(data), "--size", "168"]
     for arguments in (images, prepare):
-        subprocess.run([*REALAD, *arguments], check=True, timeout=300, capture_output=True, env=environment())
+        subprocess.run([*jobs.REALAD, *arguments], check=True, timeout=600, capture_output=True, env=jobs.environment())
     return data
 
 
-@pytest.fixture(name="train")
-def _train():
-    """:func:`train` as a fixture, so that test modules need not import this file."""
-    return train
+@pytest.fixture()
+def train():
+    """:func:`jobs.train`."""
+    return jobs.train

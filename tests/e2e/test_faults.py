@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from conftest import descendants, finish, start, train
+from jobs import descendants, finish, start, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
