@@ -11,14 +11,25 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Hydra overrides, as in verl: key=value, +key=value, ~key.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, print the plan (processes, batches, estimates), start nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in trainer.default_local_dir.")] = False,
 ) -> None:
     """Train with CGRO (the R1 baseline is realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
+    from realad_verl.verl_ext.check import require_ok
     from realad_verl.verl_ext.compose import compose_recipe
-    from realad_verl.verl_ext.launch import RunFailed, run_folder
+    from realad_verl.verl_ext.estimate import plan
+    from realad_verl.verl_ext.launch import RunFailed, run_folder, set_environment
     from realad_verl.verl_ext.launch import train as launch
 
     config = compose_recipe(recipe, overrides or [])
+    set_environment(config)
+    for warning in require_ok(config):
+        typer.echo(f"warning: {warning}", err=True)
+    if dry_run:
+        typer.echo(plan(config).text())
+        return
     folder = run_folder(config)
     say = typer.echo
     say(f"run folder: {folder} (metrics.jsonl, samples/, global_step_*/, config.yaml)", err=True)

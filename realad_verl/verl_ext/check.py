@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +22,8 @@ from realad_verl.verl_ext.model_facts import local_model
 from realad_verl.verl_ext.problem import Problem, Setup
 
 # Sections that verl turns into its dataclasses, which validate themselves.
-SECTIONS = ("actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout", "algorithm", "reward")
+SECTIONS = ("actor_rollout_ref.actor", "actor_rollout_ref.rollout", "algorithm")
+REFERENCE = "actor_rollout_ref.ref"
 VERL_REFUSALS = (ValueError, AssertionError, TypeError, NotImplementedError, HydraException, OmegaConfBaseException)
 
 
@@ -68,10 +70,14 @@ def _verl_problems(config: DictConfig) -> Iterator[Problem]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    sections = list(SECTIONS) + (["critic"] if need_critic(config) else [])
-    for key in sections:
+    sections = {key: OmegaConf.select(config, key) for key in SECTIONS}
+    if need_reference_policy(config):
+        sections[REFERENCE] = _reference_section(config)
+    if need_critic(config):
+        sections["critic"] = config.critic
+    for key, section in sections.items():
         try:
-            omega_conf_to_dataclass(OmegaConf.select(config, key))
+            omega_conf_to_dataclass(section)
         except VERL_REFUSALS as error:
             yield Problem(key, "(section)", f"verl refuses it: {_last_words(error)}", "correct the setting it names")
             return
@@ -82,6 +88,20 @@ def _verl_problems(config: DictConfig) -> Iterator[Problem]:
         _model_dataclass(config)
     except VERL_REFUSALS as error:
         yield Problem("(recipe)", "", f"verl refuses it: {_last_words(error)}", "correct the setting it names")
+
+
+def _reference_section(config: DictConfig) -> DictConfig:
+    """The reference section as verl's worker renames it before it becomes an actor dataclass."""
+    section: Any = OmegaConf.to_container(OmegaConf.select(config, REFERENCE), resolve=True)
+    renamed = {
+        "log_prob_use_dynamic_bsz": "use_dynamic_bsz",
+        "log_prob_max_token_len_per_gpu": "ppo_max_token_len_per_gpu",
+    }
+    for name in ("micro_batch_size", "micro_batch_size_per_gpu"):
+        renamed[f"log_prob_{name}"] = f"ppo_{name}"
+    section = {renamed.get(key, key): value for key, value in section.items()}
+    section["ppo_mini_batch_size"] = config.actor_rollout_ref.actor.ppo_mini_batch_size
+    return DictConfig(section)
 
 
 def _model_dataclass(config: DictConfig) -> None:

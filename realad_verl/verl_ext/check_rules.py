@@ -127,7 +127,9 @@ def group_is_a_group(s: Setup) -> Iterator[Problem]:
 
 def tensor_parallel_fits(s: Setup) -> Iterator[Problem]:
     key, tp = f"{ROLLOUT}.tensor_model_parallel_size", s.rollout.tensor_model_parallel_size
-    pools = [("trainer", s.n_gpus, s.config.trainer.n_gpus_per_node)] if s.get("actor_rollout_ref.hybrid_engine") else []
+    pools = (
+        [("trainer", s.n_gpus, s.config.trainer.n_gpus_per_node)] if s.get("actor_rollout_ref.hybrid_engine") else []
+    )
     if s.rollout.nnodes > 0:
         pools.append(("rollout", s.rollout.nnodes * s.rollout.n_gpus_per_node, s.rollout.n_gpus_per_node))
     for name, gpus, per_node in pools:
@@ -152,7 +154,9 @@ def ulysses_heads_fit(s: Setup) -> Iterator[Problem]:
     if heads % s.ulysses:
         yield Problem(key, s.ulysses, f"must divide the model's {heads} attention heads", "a divisor of them")
     elif kv % s.ulysses and s.ulysses % kv:
-        yield Problem(key, s.ulysses, f"must divide, or be a multiple of, the {kv} key-value heads", "1, or such a size")
+        yield Problem(
+            key, s.ulysses, f"must divide, or be a multiple of, the {kv} key-value heads", "1, or such a size"
+        )
 
 
 def tokens_fit(s: Setup) -> Iterator[Problem]:

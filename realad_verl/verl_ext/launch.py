@@ -56,6 +56,11 @@ def environment(config: DictConfig) -> dict[str, str]:
     return {key: os.environ.get(key, value) for key, value in wanted.items()}
 
 
+def set_environment(config: DictConfig) -> None:
+    """Put :func:`environment` into this process. Before verl is imported: verl picks its platform at import."""
+    os.environ.update(environment(config))
+
+
 def _may_forward(name: str) -> bool:
     return name.startswith(FORWARDED_PREFIXES) and not any(word in name.upper() for word in SECRET_WORDS)
 

@@ -47,9 +47,7 @@ KNOWN: dict[str, ModelFacts] = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": ModelFacts(
         "llava_onevision", 8.03e9, 0.40e9, 28, 3584, 28, 4, 128, 152128, 18944, 32768, 3699
     ),
-    "google/gemma-3-12b-it": ModelFacts(
-        "gemma3", 12.2e9, 0.42e9, 48, 3840, 16, 8, 256, 262208, 15360, 131072, 256
-    ),
+    "google/gemma-3-12b-it": ModelFacts("gemma3", 12.2e9, 0.42e9, 48, 3840, 16, 8, 256, 262208, 15360, 131072, 256),
 }
 # Image tokens = (side / patch / merge)^2 for families whose grid follows the pixels.
 PIXEL_GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
