@@ -3,8 +3,6 @@
 import os
 import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -14,7 +12,7 @@ from realad_verl.verl_ext import heartbeat
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
-from realad_verl.verl_ext.watchdog import PhaseTimeout, Watchdog
+from realad_verl.verl_ext.watchdog import Watchdog
 
 METRICS = "metrics.jsonl"
 ERROR = "error.txt"
@@ -116,14 +114,22 @@ def _metrics_file(folder: Path, resume: bool) -> Path:
     return folder / METRICS
 
 
-@contextmanager
-def _stop_on_sigterm(folder: Path) -> Iterator[None]:
-    """Pre-emption: SIGTERM lets the step finish, saves, and ends the run so that it can be resumed."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: heartbeat.request_stop(folder))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+class _StopOnSigterm:
+    """verl's task runner class, with our SIGTERM handler installed when verl creates the runner.
+
+    Pre-emption: SIGTERM lets the step finish, saves, and ends the run so that it can be resumed. ``ray.init``, which
+    ``run_ppo`` calls right before, puts a handler of its own in place that exits at once; so ours must come after it.
+    """
+
+    def __init__(self, runner, folder: Path):
+        self.runner, self.folder = runner, folder
+
+    def options(self, **options) -> "_StopOnSigterm":
+        return _StopOnSigterm(self.runner.options(**options), self.folder)
+
+    def remote(self):
+        signal.signal(signal.SIGTERM, lambda *_: heartbeat.request_stop(self.folder))
+        return self.runner.remote()
 
 
 class RunFailed(Exception):
@@ -153,7 +159,6 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     prepare(config, resume)
 
     import ray
-    from ray.exceptions import RayError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -167,9 +172,9 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     folder = run_folder(config)
     try:
         metrics = Path(os.environ["VERL_FILE_LOGGER_PATH"])
-        with _stop_on_sigterm(folder), RunProgress(folder, metrics), Watchdog(folder, limits.start_s, limits.phase_s):
-            run_ppo(config, task_runner_class=TaskRunnerV1)
-    except (RayError, PhaseTimeout) as error:
+        with RunProgress(folder, metrics), Watchdog(folder, limits.start_s, limits.phase_s):
+            run_ppo(config, task_runner_class=_StopOnSigterm(TaskRunnerV1, folder))
+    except Exception as error:
         if type(getattr(error, "cause", None)).__name__ == "StopRequested":
             return saved_step(folder)
         raise _failure(folder, error) from error

@@ -86,7 +86,7 @@ class CGROMixin:
         """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows."""
         if self.realad.deterministic:
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
-            rows = [int(_plain(item)) for item in data["index"]]
+            rows = [int(row) for row in _by_sample(data["index"])]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
             batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
         return super()._balance_batch(batch, metrics, *args, **kwargs)
@@ -153,15 +153,16 @@ class CGROMixin:
         real = [not tag.get("is_padding", False) for tag in batch.tags]
         responses = self._texts(data["responses"])
         samples, scores = [], []
-        for i, text in enumerate(responses):
-            summary = wire.unpack_summary(data[wire.SUMMARY][i])
-            label = _label(_plain(data["reward_model"][i]))
+        for is_real, text, vector, old, truth, extra in zip(
+            real, responses, *(_by_sample(data[f]) for f in (wire.SUMMARY, "rm_scores", *fields[3:])), strict=True
+        ):
+            summary, label = wire.unpack_summary(vector), _label(truth)
             consistency = self._consistency(summary, label, text)
-            score = data["rm_scores"][i].clone()
-            if real[i]:
+            score = old.clone()
+            if is_real:
                 score[-1] += self.realad.w_cons * consistency
             scores.append(score)
-            other = (_plain(data["extra_fields"][i]) or {}).get("reward_extra_info") or {}
+            other = (extra or {}).get("reward_extra_info") or {}
             other = {k: float(v) for k, v in other.items() if isinstance(v, int | float) and k != "score"}
             samples.append(ScoredSample(label, summary, consistency, float(score.sum()), other))
         if self.realad.w_cons:
@@ -196,6 +197,11 @@ class CGROMixin:
 
     def _n_workers(self) -> int:
         return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
+
+
+def _by_sample(field) -> list:
+    """A batch's field as one item a sample. Split once: indexing a jagged tensor walks the whole batch every time."""
+    return list(field.unbind()) if isinstance(field, torch.Tensor) else [_plain(item) for item in field]
 
 
 def _plain(item):

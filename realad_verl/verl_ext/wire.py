@@ -33,6 +33,7 @@ PROBLEMS = (
     "non_finite",
     "multiple_images",
     "refused",
+    "constant_rows",
 )
 
 

@@ -1,8 +1,11 @@
 """What leaves the worker comes back the same, dense or jagged."""
 
+import re
+
 import pytest
 import torch
 
+from realad_verl import evidence
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext import wire
 
@@ -36,12 +39,17 @@ def test_every_problem_travels(problem):
     assert wire.unpack_summary(wire.pack_summary(_evidence(jaccard=None, problem=problem), 0)).problem == problem
 
 
+def test_every_problem_of_the_evidence_has_a_code():
+    documented = re.findall(r'^\| "(\w+)"', evidence.__doc__ or "", re.MULTILINE)
+    assert len(documented) >= 7 and set(documented) <= set(wire.PROBLEMS)
+
+
 def test_detail_round_trip():
-    evidence = _evidence()
-    detail = wire.unpack_detail(*wire.pack_detail(evidence, [4, 5, 7]).values())
+    one = _evidence()
+    detail = wire.unpack_detail(*wire.pack_detail(one, [4, 5, 7]).values())
     assert detail.map_HW is not None and torch.equal(detail.map_HW, torch.arange(6.0).reshape(2, 3))
     assert detail.tokens[0].tolist() == [4, 5, 7]
-    assert torch.equal(detail.tokens[3], evidence.weights_R)
+    assert torch.equal(detail.tokens[3], one.weights_R)
 
 
 def test_sample_without_evidence_is_never_empty():
