@@ -96,20 +96,44 @@ def _batches(s: Setup) -> list[Line]:
 
 
 def _memory(s: Setup) -> list[Line]:
-    m = s.facts
-    if m is None:
+    if s.facts is None:
         return []
+    sharded, passing = _sharded(s), _passing(s)
+    update = sum(line.value for line in (*sharded, *passing))
+    fsdp = s.actor.fsdp_config
+    stays = [
+        line
+        for line, moved in zip(sharded, (fsdp.param_offload, True, fsdp.optimizer_offload), strict=True)
+        if not moved
+    ]
+    lines = [*sharded, *passing, Line("peak of an update", update, "GiB", "sum of the above")]
+    if s.is_separate and not s.get("actor_rollout_ref.hybrid_engine"):
+        return lines
+    names = " + ".join(line.name for line in stays) or "nothing: all offloaded to host memory"
+    lines.append(Line("stays while sampling", sum(line.value for line in stays), "GiB", names))
+    return lines + _rollout(s)
+
+
+def _sharded(s: Setup) -> list[Line]:
+    """What FSDP shards: weights, gradients, moments, each over the ranks that hold one copy."""
+    m = s.facts
+    assert m is not None
+    size, over = DTYPE_BYTES[s.actor.fsdp_config.get("model_dtype", "fp32")], s.shards
     trained = _trained_parameters(s)
-    fsdp = s.n_gpus
-    weights = DTYPE_BYTES[s.actor.fsdp_config.get("model_dtype", "fp32")]
+    return [
+        Line("weights", m.parameters * size / over / GIB, "GiB", f"{m.parameters:.3g} x {size} B / {over} ranks"),
+        Line("gradients", trained * size / over / GIB, "GiB", f"{trained:.3g} trained x {size} B / {over} ranks"),
+        Line("AdamW moments", trained * 2 * size / over / GIB, "GiB", f"{trained:.3g} trained x 2 x {size} B / {over}"),
+    ]
+
+
+def _passing(s: Setup) -> list[Line]:
+    """What a micro-batch needs while it is computed."""
+    m = s.facts
+    assert m is not None
     tokens = _micro_tokens(s)
     kept = m.layers if s.model.enable_gradient_checkpointing else m.layers * 16
-    tp = s.rollout.tensor_model_parallel_size
-    rollout = DTYPE_BYTES[s.rollout.dtype]
     lines = [
-        Line("weights", m.parameters * weights / fsdp / GIB, "GiB", f"{m.parameters:.3g} x {weights} B / {fsdp} ranks"),
-        Line("gradients", trained * weights / fsdp / GIB, "GiB", f"{trained:.3g} trained x {weights} B / {fsdp}"),
-        Line("AdamW moments", trained * 8 / fsdp / GIB, "GiB", f"{trained:.3g} trained x 8 B / {fsdp}"),
         Line(
             "activations",
             tokens * m.hidden * 2 * kept / GIB,
@@ -117,19 +141,24 @@ def _memory(s: Setup) -> list[Line]:
             f"{tokens:,.0f} tokens x hidden {m.hidden} x 2 B x {kept} kept layer tensors",
         ),
         Line("logits", tokens * m.vocabulary * 4 * 2 / GIB, "GiB", f"{tokens:,.0f} x vocabulary {m.vocabulary} x 8 B"),
-        Line(
-            "rollout weights", m.parameters * rollout / tp / GIB, "GiB", f"{m.parameters:.3g} x {rollout} B / tp {tp}"
-        ),
+    ]
+    return [*lines, _readout(s)] if s.evidence else lines
+
+
+def _rollout(s: Setup) -> list[Line]:
+    """The rollout engine: on the trainer's GPUs, inside ``rollout.gpu_memory_utilization``."""
+    m = s.facts
+    assert m is not None
+    tp, size = s.rollout.tensor_model_parallel_size, DTYPE_BYTES[s.rollout.dtype]
+    return [
+        Line("rollout weights", m.parameters * size / tp / GIB, "GiB", f"{m.parameters:.3g} x {size} B / tp {tp}"),
         Line(
             "KV cache a 1,000 tokens",
-            1000 * 2 * m.layers * m.kv_heads * m.head_dim * rollout / tp / GIB,
+            1000 * 2 * m.layers * m.kv_heads * m.head_dim * size / tp / GIB,
             "GiB",
-            f"1000 x 2 x {m.layers} layers x {m.kv_heads} KV heads x {m.head_dim} x {rollout} B / tp {tp}",
+            f"1000 x 2 x {m.layers} layers x {m.kv_heads} KV heads x {m.head_dim} x {size} B / tp {tp}",
         ),
     ]
-    if s.evidence:
-        lines.append(_readout(s))
-    return lines
 
 
 def _readout(s: Setup) -> Line:

@@ -86,6 +86,12 @@ class Setup:
         return max(1, self.n_gpus // self.ulysses)
 
     @property
+    def shards(self) -> int:
+        """Ranks that one copy of the actor is sharded over (all of them, or ``fsdp_size``)."""
+        size = self.get("actor_rollout_ref.actor.fsdp_config.fsdp_size", -1)
+        return size if size > 0 else self.n_gpus
+
+    @property
     def step_responses(self) -> int:
         """Responses whose log-probabilities are computed in one call, over all ranks."""
         batch = self.config.actor_rollout_ref.actor.ppo_mini_batch_size if self.is_separate else None
