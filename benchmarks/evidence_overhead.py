@@ -2,8 +2,7 @@
 
 Run: ``OMP_NUM_THREADS=1 python benchmarks/evidence_overhead.py [--json]``. One sequence of T tokens through a language
 model of Qwen2.5-0.5B's layer shape (fewer layers, small vocabulary, random weights), no gradients, sdpa, one thread.
-The
-queries are the last R tokens, the columns an image of 15 x 15 and 8 words at the front. Variants:
+The queries are the last R tokens, the columns an image of 15 x 15 and 8 words at the front. Variants:
 
 - plain: the forward alone;
 - readout: the same forward with the read-out on, wanted columns only, from the kernel's log-sum-exp;
@@ -20,8 +19,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _timing import hardware, in_own_process, interleaved, peak_rss_mib, ratio
+from _timing import hardware, in_own_process, interleaved, peak_memory, ratio
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from realad_verl.attention.readout import AttentionReadout, RowRequest
@@ -96,9 +96,7 @@ def measure_memory(layers: int, tokens: int, rows: int, name: str) -> dict[str, 
     """Peak memory of one forward, and of the whole process, in MiB; to be run in a process that did nothing else."""
     model = build_model(layers)
     variant(model, name, 256, 16)()  # libraries and thread pools set up
-    before = peak_rss_mib()
-    variant(model, name, tokens, rows)()
-    return {"above_model_mib": peak_rss_mib() - before, "peak_mib": peak_rss_mib()}
+    return peak_memory(variant(model, name, tokens, rows))
 
 
 def main(
@@ -116,7 +114,7 @@ def main(
         print(json.dumps(measure_memory(layers, tokens[0], rows[0], memory_of)))
         return
     records = []
-    for length in tokens:
+    for length in track(tokens, "sequence lengths", console=Console(stderr=True)):
         counts = [count for count in rows if count < length]
         for record in measure_time(layers, length, counts, rounds, variants):
             records.append(record)

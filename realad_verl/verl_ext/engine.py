@@ -97,7 +97,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         prompts = sequence_lengths(micro_batch["prompts"])
         sequences = list(input_ids.unbind())
         inputs = micro_batch.get("multi_modal_inputs", None)
-        multi_modal = [_data(item) or {} for item in inputs] if inputs is not None else [{}] * len(sequences)
+        multi_modal = [wire.payload(item) or {} for item in inputs] if inputs is not None else [{}] * len(sequences)
         plans, offset = [], 0
         for i, (ids, prompt_length, outputs) in enumerate(zip(sequences, prompts, multi_modal, strict=True)):
             place = {"batch_row": 0, "offset": offset} if packed else {"batch_row": i, "offset": 0}
@@ -124,11 +124,6 @@ def _plan_or_refuse(builder: EvidenceBuilder, ids: Tensor, prompt_length: int, o
     except UserError as error:
         logger.warning("no evidence for a sample: %s", error)
         return EvidencePlan(None, None, 0, [], "refused")
-
-
-def _data(item):
-    """The payload of one sample's non-tensor field."""
-    return getattr(item, "data", item) if not isinstance(item, dict) else item
 
 
 note(f"engine {ENGINE}")

@@ -81,7 +81,7 @@ class SampleLogger:
         detail = wire.unpack_detail(data["evidence_map"][n], data["evidence_tokens"][n])
         pieces = token_pieces(trainer.tokenizer, data["responses"][n].tolist())
         parsed = parse_response(response, self.settings.method.spans)
-        info = _plain(data["extra_info"][n]) or {}
+        info = wire.payload(data["extra_info"][n]) or {}
         tokens = [
             {"text": pieces[int(index)], "s_t": s_t, "s_i": s_i, "weight": weight, "kept": bool(kept)}
             for index, s_t, s_i, weight, kept in detail.tokens.T.tolist()
@@ -134,13 +134,9 @@ def _turns(groups: list[list[int]]) -> list[list[int]]:
     return [[g[k] for g in groups if k < len(g)] for k in range(longest)]
 
 
-def _plain(item):
-    return item if isinstance(item, dict) else getattr(item, "data", item)
-
-
 def _image(raw_prompt) -> Image.Image | None:
     """The image of a chat prompt as verl's dataset built it."""
-    messages = getattr(raw_prompt, "data", raw_prompt)
+    messages = wire.payload(raw_prompt)
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:

@@ -75,6 +75,9 @@ class CGROMixin:
         heartbeat.write(self.run_folder, phase, step, total)
 
     def on_step_begin(self):
+        """End here if a stop was requested (pre-emption): the step before is saved, and verl has logged it."""
+        if self._saved_step == self.global_steps - 1 and heartbeat.stop_requested(self.run_folder):
+            raise StopRequested(self._saved_step)
         self._beat("sampling responses")
         super().on_step_begin()
 
@@ -101,11 +104,8 @@ class CGROMixin:
         self._saved_step = self.global_steps
 
     def on_step_end(self):
-        """End here if a stop was requested (pre-emption), with a checkpoint of this very step."""
-        if heartbeat.stop_requested(self.run_folder):
-            if self._saved_step != self.global_steps:
-                self._save_checkpoint()
-            raise StopRequested(self.global_steps)
+        if heartbeat.stop_requested(self.run_folder) and self._saved_step != self.global_steps:
+            self._save_checkpoint()
         self._beat("updating the rollout's weights")
         super().on_step_end()
 
@@ -201,12 +201,7 @@ class CGROMixin:
 
 def _by_sample(field) -> list:
     """A batch's field as one item a sample. Split once: indexing a jagged tensor walks the whole batch every time."""
-    return list(field.unbind()) if isinstance(field, torch.Tensor) else [_plain(item) for item in field]
-
-
-def _plain(item):
-    """The payload of one sample's non-tensor field, whichever container TransferQueue hands it back in."""
-    return item if isinstance(item, dict) else getattr(item, "data", item)
+    return list(field.unbind()) if isinstance(field, torch.Tensor) else [wire.payload(item) for item in field]
 
 
 def _label(reward_model) -> int | None:

@@ -100,3 +100,8 @@ def unpack_detail(map_vector: Tensor, token_vector: Tensor) -> Detail:
 def jagged(vectors: Sequence[Tensor]) -> Tensor:
     """One vector a sample as the jagged tensor that verl wants in ``model_output``."""
     return torch.nested.as_nested_tensor(list(vectors), layout=torch.jagged)
+
+
+def payload(item):
+    """The payload of one sample's non-tensor field, whichever container TransferQueue or verl hands it back in."""
+    return item if isinstance(item, dict) else getattr(item, "data", item)

@@ -57,9 +57,14 @@ def descendants(marker: str) -> list[psutil.Process]:
 
 
 def start(
-    folder: Path, data: Path, *overrides: str, resume: bool = False, address: str | None = None
+    folder: Path,
+    data: Path,
+    *overrides: str,
+    resume: bool = False,
+    address: str | None = None,
+    env: dict[str, str] | None = None,
 ) -> subprocess.Popen:
-    """Start ``realad train`` on the local recipe; stderr goes to ``<folder>.log``."""
+    """Start ``realad train`` on the local recipe, with ``env`` on top; stderr goes to ``<folder>.log``."""
     arguments = [
         f"data.train_files={data}/train.parquet",
         f"data.val_files={data}/val.parquet",
@@ -67,7 +72,8 @@ def start(
         *overrides,
     ]
     command = [*REALAD, "train", RECIPE, *arguments, *(["--resume"] if resume else [])]
-    env = environment() | {"REALAD_TEST_JOB": str(folder)} | (ON_CLUSTER | {"RAY_ADDRESS": address} if address else {})
+    cluster = ON_CLUSTER | {"RAY_ADDRESS": address} if address else {}
+    env = environment() | {"REALAD_TEST_JOB": str(folder)} | cluster | (env or {})
     log = open(f"{folder}.log", "a")  # noqa: SIM115  (lives as long as the job)
     return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 

@@ -87,7 +87,7 @@ def test_short_run(train, tmp_path, prepared):
         # Responses that all hit the limit: every sequence of the batch has one length.
         ("data.max_response_length=6",),
         ("trainer.v1.trainer_mode=cgro_colocate_async",),
-        ("+algorithm.rollout_correction.bypass_mode=true",),
+        ("algorithm.rollout_correction.bypass_mode=true",),
     ],
     ids=["two_ranks", "lora", "equal_lengths", "colocate_async", "bypass"],
 )
