@@ -1,5 +1,6 @@
 """``realad train``: a thin front for verl's own PPO main."""
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def train(
 ) -> None:
     """Train with CGRO (the R1 baseline is realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
     from realad_verl.verl_ext.check import require_ok
+    from realad_verl.verl_ext.checkpoints import last_complete
     from realad_verl.verl_ext.compose import compose_recipe
     from realad_verl.verl_ext.estimate import plan
     from realad_verl.verl_ext.launch import RunFailed, run_folder, set_environment
@@ -33,11 +35,12 @@ def train(
     folder = run_folder(config)
     say = typer.echo
     say(f"run folder: {folder} (metrics.jsonl, samples/, global_step_*/, config.yaml)", err=True)
-    again = " ".join(["realad train", recipe, *(overrides or []), "--resume"])
+    again = shlex.join(["realad", "train", recipe, *(overrides or []), "--resume"])
     try:
         stopped_at = launch(config, resume)
     except RunFailed as error:
-        say(f"error: {error}\nresume: {again}", err=True)
+        resume_with = f"\nresume: {again}" if last_complete(folder) is not None else ""
+        say(f"error: {error}{resume_with}", err=True)
         sys.exit(1)
     if stopped_at is not None:
         say(f"stopped on request after step {stopped_at}, saved. Continue with: {again}", err=True)

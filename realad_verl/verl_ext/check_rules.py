@@ -239,6 +239,13 @@ def outputs_are_shared(s: Setup) -> Iterator[Problem]:
         )
 
 
+def one_checkpoint_is_none(s: Setup) -> Iterator[Problem]:
+    """verl removes the old weights once the new ones are written, before the rest of the new checkpoint is."""
+    key = "trainer.max_actor_ckpt_to_keep"
+    if s.get(key) == 1:
+        yield Problem(key, 1, "a run that dies while saving would have no whole checkpoint left", "2 or more, or null")
+
+
 ARITHMETIC: tuple[Rule, ...] = (
     model_is_readable,
     world_divides,
@@ -253,4 +260,5 @@ ARITHMETIC: tuple[Rule, ...] = (
     image_fits_prompt,
     data_files_exist,
     outputs_are_shared,
+    one_checkpoint_is_none,
 )

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from realad_verl.errors import UserError
 from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
@@ -16,7 +17,6 @@ from realad_verl.verl_ext.watchdog import Watchdog
 
 METRICS = "metrics.jsonl"
 ERROR = "error.txt"
-TRACKER = "latest_checkpointed_iteration.txt"
 # What the CPU stack needs in every process of the job. Threads: one per process, since a CPU job runs several processes
 # a core; nobind: vLLM-CPU otherwise pins itself to cores that the others use.
 CPU_ENVIRONMENT = {
@@ -91,25 +91,23 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
 
 
-def saved_step(folder: Path) -> int | None:
-    """The step of the last complete checkpoint of a run, or None."""
-    tracker = folder / TRACKER
-    text = tracker.read_text().strip() if tracker.exists() else ""
-    return int(text) if text.isdigit() else None
-
-
 def _metrics_file(folder: Path, resume: bool) -> Path:
     """Where this part of the run writes its metrics: verl's logger truncates, so a resumed part gets its own file."""
-    step = saved_step(folder)
+    step = last_complete(folder)
     if resume:
         if step is None:
-            raise UserError(f"--resume: {folder} holds no checkpoint ({TRACKER} is missing). Train without --resume.")
+            raise UserError(f"--resume: {folder} holds no whole checkpoint. Train without --resume.")
+        repair_tracker(folder)
         return folder / f"metrics.after-{step:06d}.jsonl"
     if (folder / METRICS).exists() or step is not None:
+        way_on = (
+            f" with a checkpoint at step {step}. Add --resume to continue it, or name"
+            if step is not None
+            else " without a whole checkpoint. Remove it, or name"
+        )
         raise UserError(
-            f"trainer.default_local_dir = {folder} already holds a run"
-            + (f" with a checkpoint at step {step}" if step is not None else "")
-            + ". Add --resume to continue it, or name another folder: trainer.default_local_dir=NEW."
+            f"trainer.default_local_dir = {folder} already holds a run{way_on} another folder: "
+            "trainer.default_local_dir=NEW."
         )
     return folder / METRICS
 
@@ -138,14 +136,19 @@ class RunFailed(Exception):
 
 def _failure(folder: Path, error: BaseException) -> RunFailed:
     """Keep the whole traceback in the run folder; tell the person what died and what is saved."""
-    (folder / ERROR).write_text("".join(traceback.format_exception(error)))
-    beat, step = heartbeat.read(folder), saved_step(folder)
+    where = "The whole traceback is above"
+    try:
+        (folder / ERROR).write_text("".join(traceback.format_exception(error)))
+        where = f"The whole traceback is in {folder / ERROR}"
+    except OSError:  # a full disk may be what ended the run
+        traceback.print_exception(error)
+    beat, step = heartbeat.read(folder), last_complete(folder)
     phase = f"'{beat.phase}' of step {beat.step}" if beat is not None else "'starting Ray'"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
     return RunFailed(
         f"the run died in {phase}: {type(error).__name__}: {lines[-1] if lines else ''}\n{saved} "
-        f"The whole traceback is in {folder / ERROR}; Ray's logs are under /tmp/ray/session_latest/logs."
+        f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 
 
@@ -176,7 +179,7 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
             run_ppo(config, task_runner_class=_StopOnSigterm(TaskRunnerV1, folder))
     except Exception as error:
         if type(getattr(error, "cause", None)).__name__ == "StopRequested":
-            return saved_step(folder)
+            return last_complete(folder)
         raise _failure(folder, error) from error
     finally:
         ray.shutdown()

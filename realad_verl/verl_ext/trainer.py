@@ -8,6 +8,7 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
+import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from verl.trainer.ppo.v1 import (
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext import heartbeat, wire
+from realad_verl.verl_ext.checkpoints import mark_complete, unmark
 from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
 from realad_verl.verl_ext.names import TRAINERS
@@ -43,6 +45,10 @@ ANSWER_TO_LABEL = {"no": 0, "yes": 1}
 
 class StopRequested(Exception):
     """Not a failure: the run was asked to stop, saved, and can be resumed."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the one before it is untouched."""
 
 
 class CGROMixin:
@@ -100,7 +106,16 @@ class CGROMixin:
 
     def _save_checkpoint(self):
         self._beat("saving a checkpoint")
-        super()._save_checkpoint()
+        try:
+            unmark(self.run_folder, self.global_steps)
+            super()._save_checkpoint()
+            mark_complete(self.run_folder, self.global_steps)
+        except Exception as error:
+            free = shutil.disk_usage(self.run_folder).free / 2**20
+            raise SaveFailed(
+                f"step {self.global_steps} could not be saved in {self.run_folder} ({free:.0f} MiB free on that disk): "
+                f"{' '.join(str(error).split())[-300:]}"
+            ) from error
         self._saved_step = self.global_steps
 
     def on_step_end(self):

@@ -18,6 +18,7 @@ import psutil
 from realad_verl.verl_ext import heartbeat
 
 STACKS = "stacks.txt"
+DUMP_LIMIT_S = 60.0
 
 
 class PhaseTimeout(Exception):
@@ -71,8 +72,11 @@ class Watchdog:
         while not self._stop.wait(self.interval):
             message = self.overdue(time.time())
             if message is not None:
-                dump_stacks(self.folder / STACKS)
                 self._message = message
+                try:
+                    dump_stacks(self.folder / STACKS)
+                except OSError as error:  # a full disk must not keep a stuck job alive
+                    self._message += f" (They could not be written: {error}.)"
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
@@ -89,8 +93,12 @@ def job_processes() -> list[psutil.Process]:
     return list(found.values())
 
 
-def dump_stacks(path: Path) -> None:
-    """Write the stacks of the job's processes on this machine to ``path`` (py-spy where it is installed)."""
+def dump_stacks(path: Path, limit_s: float = DUMP_LIMIT_S) -> None:
+    """Write the stacks of the job's processes on this machine to ``path`` (py-spy where it is installed).
+
+    Takes ``limit_s`` seconds at most: processes that do not fit are named without their stacks.
+    """
+    deadline = time.monotonic() + limit_s
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     with open(path, "w") as out:
         for process in job_processes():
@@ -101,5 +109,14 @@ def dump_stacks(path: Path) -> None:
             if spy is None:
                 out.write("install py-spy for the stack\n")
                 continue
-            done = subprocess.run([spy, "dump", "--pid", str(process.pid)], capture_output=True, text=True, timeout=60)
-            out.write(done.stdout + done.stderr + "\n")
+            out.write(_stack(spy, process.pid, min(10.0, deadline - time.monotonic())) + "\n")
+
+
+def _stack(spy: str, pid: int, timeout: float) -> str:
+    if timeout <= 0:
+        return "no time left for the stack"
+    try:
+        done = subprocess.run([spy, "dump", "--pid", str(pid)], capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return f"no stack within {timeout:.0f} s"
+    return done.stdout + done.stderr

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.watchdog import STACKS, PhaseTimeout, Watchdog
+from realad_verl.verl_ext.watchdog import STACKS, PhaseTimeout, Watchdog, dump_stacks
 
 
 def test_nothing_is_overdue_within_the_limit(tmp_path):
@@ -36,6 +36,20 @@ def test_a_stuck_main_thread_is_freed(tmp_path):
         time.sleep(120)
     assert time.monotonic() - began < 100
     assert "=== " in (tmp_path / STACKS).read_text()
+
+
+def test_a_dump_that_cannot_be_written_still_ends_the_job(tmp_path):
+    """As on a full disk: here the file's place is taken by a folder."""
+    heartbeat.write(tmp_path, "sampling responses", step=1, total_steps=9)
+    (tmp_path / STACKS).mkdir()
+    with pytest.raises(PhaseTimeout, match="could not be written"), Watchdog(tmp_path, 0, 0.2, interval=0.1):
+        time.sleep(60)
+
+
+def test_a_dump_has_a_limit(tmp_path):
+    dump_stacks(tmp_path / STACKS, limit_s=0)
+    text = (tmp_path / STACKS).read_text()
+    assert "=== " in text and "no time left" in text
 
 
 def test_heartbeat_round_trip_and_stop(tmp_path):
