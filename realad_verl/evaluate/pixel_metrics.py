@@ -1,11 +1,11 @@
-"""Pixel metrics over any number of full-size maps in constant memory.
+"""Pixel metrics over any number of full-size maps in bounded memory.
 
-Scores are counted in a histogram whose bins are float32 numbers cut after 13 mantissa bits: scores keep their order,
-no score range has to be known beforehand, and a bin is never wider than 2**-13 of its value. Three counts a bin are all
-that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous pixels, and anomalous pixels weighted by one
-over the size of their defect region. Scores inside one bin are treated as ties, so AUROC is off by at most
-``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin); on scores that are already cut to the
-bins (``quantise``) every figure is exact.
+Scores are counted in a sparse histogram. Its bins are at first the float32 numbers themselves, so figures are exact;
+each time that more than ``MAX_BINS`` of them are occupied, bins are cut by one more mantissa bit. Scores keep their
+order, no score range has to be known beforehand, and what is counted in which order makes no difference. Three counts a
+bin are all that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous pixels, and anomalous pixels
+weighted by one over the size of their defect region. Scores inside one bin are treated as ties, so AUROC is off by at
+most ``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin; of real ties too).
 """
 
 from dataclasses import dataclass, field
@@ -17,39 +17,43 @@ import numpy as np
 from realad_verl.errors import bad_value
 
 FPR_LIMIT = 0.3  # AUPRO's usual integration limit (Bergmann et al., MVTec AD)
-_DROPPED_BITS = 10
-_HALF = 1 << (31 - _DROPPED_BITS)
-N_BINS = 2 * _HALF
-_ZERO_BIN = _HALF  # the bin that begins at 0.0
+MAX_BINS = 1 << 21  # 28 bytes each
+_NORMAL, _ANOMALOUS, _OVERLAP = range(3)
 
 
-def score_bins(scores: np.ndarray) -> np.ndarray:
-    """Bin number (int32, 0 .. N_BINS - 1) of each finite float score; a larger score never gets a smaller bin."""
+def score_keys(scores: np.ndarray, dropped: int = 0) -> np.ndarray:
+    """Bin number (int32) of each finite float32 score, ``dropped`` mantissa bits cut; a larger score never gets a
+    smaller number."""
     bits = (np.asarray(scores, np.float32) + np.float32(0.0)).view(np.int32)  # + 0.0 turns -0.0 into 0.0
     if bits.size and bits.min() < 0:  # negative floats order backwards as integers
         bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (bits >> _DROPPED_BITS) + _HALF
+    return bits >> dropped
 
 
-def bin_edges(bins: np.ndarray) -> np.ndarray:
+def bin_edges(keys: np.ndarray, dropped: int = 0) -> np.ndarray:
     """Smallest float32 score of each bin."""
-    bits = (np.asarray(bins, np.int64) - _HALF) << _DROPPED_BITS
+    bits = np.asarray(keys, np.int64) << dropped
     bits = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int32)
     return bits.view(np.float32)
 
 
-def quantise(scores: np.ndarray) -> np.ndarray:
-    """Scores cut to the lower edge of their bin, the values that the histogram works with."""
-    return bin_edges(score_bins(scores))
+def quantise(scores: np.ndarray, dropped: int) -> np.ndarray:
+    """Scores cut to the lower edge of their bin."""
+    return bin_edges(score_keys(scores, dropped), dropped)
 
 
 @dataclass
 class PixelHistogram:
-    """Counts by score bin of normal pixels, anomalous pixels, and anomalous pixels weighted by 1 / region size."""
+    """Counts by score bin.
 
-    normal: np.ndarray = field(default_factory=lambda: np.zeros(N_BINS, np.int64))
-    anomalous: np.ndarray = field(default_factory=lambda: np.zeros(N_BINS, np.int64))
-    overlap: np.ndarray = field(default_factory=lambda: np.zeros(N_BINS, np.float64))
+    ``keys`` [B] ascending numbers of the occupied bins, ``counts`` [3, B] normal pixels, anomalous pixels, anomalous
+    pixels weighted by 1 / region size; ``dropped`` mantissa bits are cut so that B <= ``max_bins``.
+    """
+
+    max_bins: int = MAX_BINS
+    dropped: int = 0
+    keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)))
     n_regions: int = 0
 
     def add(self, anomaly_map: np.ndarray, gt_mask: np.ndarray) -> float | None:
@@ -61,61 +65,90 @@ class PixelHistogram:
             raise ValueError(f"anomaly_map {anomaly_map.shape} and gt_mask {gt_mask.shape} must be one H x W")
         if not np.isfinite(anomaly_map.sum(dtype=np.float64)):
             raise ValueError("anomaly_map holds values that are not finite")
-        bins = score_bins(anomaly_map).ravel()
-        first = int(bins.min())
-        bins = bins - first
-        width = int(bins.max()) + 1
-        span = slice(first, first + width)
-        counts = np.bincount(bins, minlength=width)
+        keys, place = _distinct(score_keys(anomaly_map, self.dropped).ravel())
+        counts = np.zeros((3, keys.size))
+        counts[_NORMAL] = np.bincount(place, minlength=keys.size)
         where = np.flatnonzero(gt_mask.ravel())
-        if not where.size:
-            self.normal[span] += counts
+        if where.size:
+            hit = place[where]
+            counts[_ANOMALOUS] = np.bincount(hit, minlength=keys.size)
+            counts[_NORMAL] -= counts[_ANOMALOUS]
+            count, labels, stats, _ = cv2.connectedComponentsWithStats(gt_mask.astype(np.uint8), connectivity=8)
+            share = 1.0 / stats[:, cv2.CC_STAT_AREA][np.asarray(labels, np.int64).ravel()[where]]
+            counts[_OVERLAP] = np.bincount(hit, weights=share, minlength=keys.size)
+            self.n_regions += count - 1
+        used = np.flatnonzero(counts[_NORMAL] + counts[_ANOMALOUS])
+        self._absorb(keys[used], counts[:, used])
+        n_normal = place.size - where.size
+        if not where.size or not n_normal:
             return None
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(gt_mask.astype(np.uint8), connectivity=8)
-        hit = bins[where]
-        hits = np.bincount(hit, minlength=width)
-        counts -= hits
-        self.normal[span] += counts
-        self.anomalous[span] += hits
-        regions = np.asarray(labels, np.int64).ravel()[where]
-        share = 1.0 / stats[:, cv2.CC_STAT_AREA][regions]
-        self.overlap[span] += np.bincount(hit, weights=share, minlength=width)
-        self.n_regions += count - 1
-        n_normal = bins.size - where.size
-        if not n_normal:
-            return None
-        below = np.cumsum(counts) - 0.5 * counts  # a tie counts half
-        return float(hits @ below / (where.size * n_normal))
+        below = np.cumsum(counts[_NORMAL]) - 0.5 * counts[_NORMAL]  # a tie counts half
+        return float(counts[_ANOMALOUS] @ below / (where.size * n_normal))
 
     def merge(self, other: "PixelHistogram") -> None:
         """Add the counts of ``other``, as if its images had been added here."""
-        used = other.occupied()  # empty bins are left alone: their memory is never touched
-        self.normal[used] += other.normal[used]
-        self.anomalous[used] += other.anomalous[used]
-        self.overlap[used] += other.overlap[used]
+        self._coarsen(other.dropped)
+        shift = self.dropped - other.dropped
+        self._absorb(*_cut(other.keys, other.counts, shift))
         self.n_regions += other.n_regions
 
-    def occupied(self) -> np.ndarray:
-        """Ascending numbers of the bins that hold a pixel."""
-        return np.union1d(np.flatnonzero(self.normal), np.flatnonzero(self.anomalous))
+    def _absorb(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        """Add ``counts`` [3, K] of the distinct bins ``keys`` [K], cut as this histogram's are."""
+        at = np.searchsorted(self.keys, keys)
+        if not (at < self.keys.size).all() or not np.array_equal(self.keys[at], keys):
+            merged = np.union1d(self.keys, keys)
+            grown = np.zeros((3, merged.size))
+            grown[:, np.searchsorted(merged, self.keys)] = self.counts
+            self.keys, self.counts, at = merged, grown, np.searchsorted(merged, keys)
+        self.counts[:, at] += counts
+        while self.keys.size > self.max_bins:
+            self._coarsen(self.dropped + 1)
+
+    def _coarsen(self, dropped: int) -> None:
+        """Cut the bins to ``dropped`` mantissa bits, if they are not yet."""
+        if dropped > self.dropped:
+            self.keys, self.counts = _cut(self.keys, self.counts, dropped - self.dropped)
+            self.dropped = dropped
 
     def zeroed(self) -> "PixelHistogram":
         """The histogram that the same images would give had every map been 0 everywhere."""
-        flat = PixelHistogram(n_regions=self.n_regions)
-        for name in ("normal", "anomalous", "overlap"):
-            getattr(flat, name)[_ZERO_BIN] = getattr(self, name).sum()
+        flat = PixelHistogram(self.max_bins, self.dropped, n_regions=self.n_regions)
+        if self.keys.size:
+            flat._absorb(np.zeros(1, np.int32), self.counts.sum(1, keepdims=True))
         return flat
 
     def curve(self) -> "PixelCurve":
         """Cumulated counts from the highest score down, occupied bins only."""
-        used = self.occupied()[::-1]
+        normal, anomalous, overlap = np.cumsum(self.counts[:, ::-1], 1)
         return PixelCurve(
-            thresholds=bin_edges(used),
-            tp=np.cumsum(self.anomalous[used]),
-            fp=np.cumsum(self.normal[used]),
-            overlap=np.cumsum(self.overlap[used]),
+            thresholds=bin_edges(self.keys[::-1], self.dropped),
+            dropped=self.dropped,
+            tp=anomalous.astype(np.int64),
+            fp=normal.astype(np.int64),
+            overlap=overlap,
             n_regions=self.n_regions,
         )
+
+
+def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending bin numbers that hold all of ``keys`` [N], and each key's place among them [N].
+
+    Where the keys lie close together the numbers are simply all between the ends: much faster than sorting.
+    """
+    first, last = int(keys.min()), int(keys.max())
+    if last - first < keys.size:
+        return np.arange(first, last + 1, dtype=np.int32), keys - np.int32(first)
+    numbers, place = np.unique(keys, return_inverse=True)
+    return numbers, place
+
+
+def _cut(keys: np.ndarray, counts: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bins with ``bits`` more mantissa bits cut, their counts added up."""
+    if not bits or not keys.size:
+        return keys, counts
+    keys = keys >> bits
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
+    return keys[starts], np.add.reduceat(counts, starts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,7 @@ class PixelCurve:
     """At each threshold (descending; predicted anomalous = score >= threshold): pixels hit, false alarms, overlap."""
 
     thresholds: np.ndarray
+    dropped: int
     tp: np.ndarray
     fp: np.ndarray
     overlap: np.ndarray
@@ -164,7 +198,7 @@ class PixelCurve:
 
     def accuracy(self, threshold: float) -> float:
         """Share of pixels decided rightly at ``score >= threshold`` (the threshold is cut to its bin's lower edge)."""
-        at = int(np.count_nonzero(self.thresholds >= quantise(np.array([threshold]))[0])) - 1
+        at = int(np.count_nonzero(self.thresholds >= quantise(np.array([threshold]), self.dropped)[0])) - 1
         tp, fp = (int(self.tp[at]), int(self.fp[at])) if at >= 0 else (0, 0)
         return (tp + self.n_normal - fp) / (self.n_anomalous + self.n_normal)
 

@@ -24,6 +24,8 @@ CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_agent_register_timeout_ms": "120000",
+    # vLLM compiles one small function for the log-probs of its samples: half a minute of every job's first step here.
+    "TORCH_COMPILE_DISABLE": "1",
     # Ray nices its workers by 15: behind anything else that runs on a laptop, a job would hardly move.
     "RAY_worker_niceness": "0",
 }

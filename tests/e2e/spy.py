@@ -33,8 +33,6 @@ def watch_plugin(module) -> None:
 
 
 def watch_worker(module) -> None:
-    from verl.utils import tensordict_utils as tu
-
     from realad_verl.attention.readout import AttentionReadout
 
     made = []
@@ -44,7 +42,8 @@ def watch_worker(module) -> None:
     def watched(name, original):
         @functools.wraps(original)
         def call(self, data):
-            reference = name == "compute_ref_log_prob" or tu.get_non_tensor_data(data, "no_lora_adapter", default=False)
+            # With LoRA the reference is the actor without its adapter, through the same method; data is a BatchMeta.
+            reference = name == "compute_ref_log_prob" or data.extra_info.get("no_lora_adapter", False)
             before = len(made)
             output = original(self, data)
             write(call=name, reference=bool(reference), readings=len(made) - before)

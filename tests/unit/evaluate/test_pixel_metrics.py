@@ -10,12 +10,12 @@ from sklearn.metrics import accuracy_score, average_precision_score, precision_r
 
 from realad_verl.errors import UserError
 from realad_verl.evaluate.pixel_metrics import (
-    N_BINS,
+    MAX_BINS,
     PixelHistogram,
     bin_edges,
     pixel_summary,
     quantise,
-    score_bins,
+    score_keys,
     thin,
 )
 
@@ -38,62 +38,76 @@ def make_maps(n=6, size=(96, 128), seed=0, strength=0.6):
     return maps, masks
 
 
-def fill(maps, masks):
-    histogram = PixelHistogram()
+def fill(maps, masks, max_bins=MAX_BINS):
+    histogram = PixelHistogram(max_bins)
     for anomaly_map, mask in zip(maps, masks, strict=True):
         histogram.add(anomaly_map, mask)
     return histogram
 
 
+def flat(maps, masks):
+    return np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=50))
-def test_bins_keep_order_and_cut_downwards(values):
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=50),
+    st.integers(0, 22),
+)
+def test_bins_keep_order_and_cut_downwards(values, dropped):
     scores = np.sort(np.array(values, np.float32))
-    bins = score_bins(scores)
-    assert (np.diff(bins) >= 0).all() and bins.min() >= 0 and bins.max() < N_BINS
-    edges = bin_edges(bins)
-    assert (edges <= scores).all()
-    assert (score_bins(edges) == bins).all()
+    keys = score_keys(scores, dropped)
+    assert (np.diff(keys) >= 0).all()
+    edges = bin_edges(keys, dropped)
+    assert (edges <= scores).all() and (dropped or np.array_equal(edges, scores))
+    assert (score_keys(edges, dropped) == keys).all()
     normal = np.abs(scores) > 1e-30
-    assert (np.abs(scores - edges)[normal] <= np.abs(scores[normal]) * 2**-12).all()
+    assert (np.abs(scores - edges)[normal] <= np.abs(scores[normal]) * 2.0 ** (dropped - 22)).all()
 
 
 def test_zero_and_minus_zero_share_a_bin():
-    assert score_bins(np.array([0.0, -0.0])).tolist() == [N_BINS // 2] * 2
+    assert score_keys(np.array([0.0, -0.0])).tolist() == [0, 0]
 
 
-def test_exact_on_quantised_scores():
-    maps, masks = make_maps()
-    maps = [quantise(m) for m in maps]
-    y, s = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
-    got = pixel_summary(fill(maps, masks))
+def check_against_sklearn(got, maps, masks, tolerance):
+    y, s = flat(maps, masks)
     precision, recall, thresholds = precision_recall_curve(y, s)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    assert got["pixel_auroc"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
-    assert got["pixel_aupr"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
-    assert got["pixel_f1_max"] == pytest.approx(f1.max(), abs=1e-12)
+    assert got["pixel_auroc"] == pytest.approx(roc_auc_score(y, s), abs=tolerance)
+    assert got["pixel_aupr"] == pytest.approx(average_precision_score(y, s), abs=tolerance)
+    assert got["pixel_f1_max"] == pytest.approx(f1.max(), abs=tolerance)
     assert got["pixel_f1_max_threshold"] == thresholds[f1[:-1].argmax()]
-    assert got["pixel_acc"] == pytest.approx(accuracy_score(y, s >= got["pixel_acc_threshold"]), abs=1e-12)
+    assert got["pixel_acc"] == pytest.approx(accuracy_score(y, s >= got["pixel_acc_threshold"]), abs=tolerance)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_close_to_sklearn_on_raw_scores(seed):
+def test_equal_to_sklearn(seed):
     maps, masks = make_maps(seed=seed)
-    y, s = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
-    got = pixel_summary(fill(maps, masks))
-    exact = roc_auc_score(y, s)
-    assert abs(got["pixel_auroc"] - exact) <= min(got["pixel_auroc_error_bound"], 1e-6)
-    assert got["pixel_aupr"] == pytest.approx(average_precision_score(y, s), abs=1e-3)
+    check_against_sklearn(pixel_summary(fill(maps, masks)), maps, masks, 1e-12)
+
+
+@pytest.mark.parametrize("max_bins", [1_000, 5_000, 40_000])
+def test_past_the_limit_scores_are_cut_and_the_rest_stays_exact(max_bins):
+    maps, masks = make_maps(seed=1)
+    histogram = fill(maps, masks, max_bins)
+    assert histogram.dropped and histogram.keys.size <= max_bins
+    assert fill(maps[::-1], masks[::-1], max_bins).dropped == histogram.dropped  # whatever the order
+    cut = [quantise(m, histogram.dropped) for m in maps]
+    got = pixel_summary(histogram)
+    check_against_sklearn(got, cut, masks, 1e-12)
+    y, s = flat(maps, masks)
+    assert abs(got["pixel_auroc"] - roc_auc_score(y, s)) <= got["pixel_auroc_error_bound"]
+    assert got["pixel_aupr"] == pytest.approx(average_precision_score(y, s), abs=0.1 / max_bins**0.5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_auroc_error_bound_holds_where_bins_are_crowded(seed, spread):
     rng = np.random.default_rng(seed)
-    scores = (1 + spread * 1e-4 * rng.random((8, 8))).astype(np.float32)  # one or a few bins for all 64 scores
+    scores = (1 + spread * 1e-4 * rng.random((8, 8))).astype(np.float32)
     mask = rng.random((8, 8)) < 0.4
     mask[0, 0], mask[0, 1] = True, False
-    got = pixel_summary(fill([scores], [mask]))
+    got = pixel_summary(fill([scores], [mask], max_bins=4))  # a few bins for all 64 scores
     exact = roc_auc_score(mask.ravel(), scores.ravel())
     assert abs(got["pixel_auroc"] - exact) <= got["pixel_auroc_error_bound"] + 1e-12
 
@@ -122,9 +136,9 @@ def test_perfect_and_constant_maps():
     _, masks = make_maps()
     perfect = pixel_summary(fill([m.astype(np.float32) for m in masks], masks))
     assert perfect["pixel_aupro"] == pytest.approx(1) and perfect["pixel_auroc"] == 1 and perfect["pixel_f1_max"] == 1
-    flat = pixel_summary(fill([np.full(m.shape, 0.25, np.float32) for m in masks], masks))
-    assert flat["pixel_auroc"] == pytest.approx(0.5)
-    assert flat["pixel_aupro"] == pytest.approx(0.15)  # the diagonal: 0.3 / 2
+    constant = pixel_summary(fill([np.full(m.shape, 0.25, np.float32) for m in masks], masks))
+    assert constant["pixel_auroc"] == pytest.approx(0.5)
+    assert constant["pixel_aupro"] == pytest.approx(0.15)  # the diagonal: 0.3 / 2
 
 
 def test_no_anomalous_pixel_gives_none_not_a_number():
@@ -139,28 +153,30 @@ def test_no_image_at_all():
     assert pixel_summary(PixelHistogram())["pixel_auroc"] is None
 
 
-def test_merge_equals_one_pass_and_zeroed_equals_zero_maps():
+@pytest.mark.parametrize("max_bins", [1_000, MAX_BINS])
+def test_merge_equals_one_pass_and_zeroed_equals_zero_maps(max_bins):
     maps, masks = make_maps()
-    parts = fill(maps[:3], masks[:3])
-    parts.merge(fill(maps[3:], masks[3:]))
-    assert pixel_summary(parts) == pytest.approx(pixel_summary(fill(maps, masks)))
+    whole = fill(maps, masks, max_bins)
+    for cut in (1, 3, 5):
+        parts = fill(maps[:cut], masks[:cut], max_bins)
+        parts.merge(fill(maps[cut:], masks[cut:], max_bins))
+        assert pixel_summary(parts) == pytest.approx(pixel_summary(whole))
     zero = fill([np.zeros_like(m) for m in maps], masks)
-    flat = fill(maps, masks).zeroed()
-    assert np.array_equal(flat.normal, zero.normal) and np.allclose(flat.overlap, zero.overlap)
+    zeroed = whole.zeroed()
+    assert np.array_equal(zeroed.keys, zero.keys) and np.allclose(zeroed.counts, zero.counts)
+    assert zeroed.n_regions == zero.n_regions
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 2e-4, 7e-4, 5.0])
 def test_accuracy_at_any_threshold(threshold):
     maps, masks = make_maps()
-    maps = [quantise(m) for m in maps]
-    y, s = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
-    expected = accuracy_score(y, s >= quantise(np.array([threshold], np.float32))[0])
+    y, s = flat(maps, masks)
+    expected = accuracy_score(y, s >= np.float32(threshold))
     assert fill(maps, masks).curve().accuracy(threshold) == pytest.approx(expected)
 
 
 def test_each_image_gets_its_own_auroc():
     maps, masks = make_maps(3)
-    maps = [quantise(m) for m in maps]
     histogram = PixelHistogram()
     for anomaly_map, mask in zip(maps[:2], masks[:2], strict=True):
         expected = roc_auc_score(mask.ravel(), anomaly_map.ravel())
