@@ -13,6 +13,7 @@ def activate() -> list[str]:
 
     platform.register()
     patches.vllm_version()
+    register_post_import_hook(patches.loopback_store, "torch.distributed.rendezvous")
     register_post_import_hook(patches.gloo_process_group, "verl.utils.distributed")
     register_post_import_hook(patches.fsdp_engines, "verl.workers.engine.fsdp.transformer_impl")
     return ["platform cpu"]

@@ -3,6 +3,8 @@
 import functools
 import importlib.metadata as metadata
 import inspect
+import ipaddress
+import socket
 
 
 def vllm_version() -> None:
@@ -35,6 +37,34 @@ def gloo_process_group(module) -> None:
         "verl's initialize_global_process_group_ray changed its parameters"
     )
     module.initialize_global_process_group_ray = functools.partial(original, backend="gloo")
+
+
+def loopback_store(module) -> None:
+    """torch's rendezvous store listens on the loopback address where that is what it was told.
+
+    Without it the store of every worker and of vLLM listens on all interfaces, without authentication.
+    """
+    original = module.TCPStore
+
+    def store(host_name: str, port: int, is_master: bool = False, **options):
+        if is_master and _is_loopback(host_name):
+            try:
+                listener = socket.create_server((host_name, port))
+            except OSError:  # this process serves the port already: torch shares that store
+                pass
+            else:
+                options["master_listen_fd"] = listener.detach()
+        return original(host_name=host_name, port=port, is_master=is_master, **options)
+
+    module.TCPStore = store
+
+
+def _is_loopback(host_name: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host_name)
+    except ValueError:
+        return host_name == "localhost"
+    return address.version == 4 and address.is_loopback
 
 
 def fsdp_engines(module) -> None:
