@@ -12,11 +12,12 @@ help:  ## list the targets
 
 setup: $(VENV)/.ready  ## .venv with exactly what requirements/cpu.lock pins, and this package in editable mode
 
+# Bytecode: a job starts a dozen processes; where Python may not write it, each would compile every module anew.
 $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	@$(PYTHON) --version || { echo "error: PYTHON=$(PYTHON) not found. Install Python 3.11 or set PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(UV) || $(BIN)/python -m pip install --quiet uv
-	UV_HTTP_TIMEOUT=300 $(UV) pip sync --python $(BIN)/python requirements/cpu.lock
+	UV_HTTP_TIMEOUT=300 $(UV) pip sync --compile-bytecode --python $(BIN)/python requirements/cpu.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 

@@ -34,6 +34,7 @@ CPU_ENVIRONMENT = {
 LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Passed on to every Ray process where set: a sweep keeps its identity on a cluster that was started beforehand.
 FORWARDED_PREFIXES = ("WANDB_", "HF_", "REALAD_", "VERL_", "VLLM_", "NCCL_", "GLOO_", "OMP_")
+WANDB_PATHS = ("WANDB_DIR", "WANDB_SWEEP_PARAM_PATH")
 # Never forwarded: verl prints the runtime environment and stores the configuration. Workers of a local Ray inherit them
 # from this process; on a cluster that was started beforehand, log in on the nodes (`wandb login`, `hf auth login`).
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
@@ -74,6 +75,9 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     folder = run_folder(config)
     metrics = _metrics_file(folder, resume)
     variables = environment(config) | {"VERL_FILE_LOGGER_PATH": str(metrics)}
+    # W&B hands a sweep's parameters over by a path below WANDB_DIR: the process that logs may have another folder.
+    variables |= {k: str(Path(os.environ[k]).absolute()) for k in WANDB_PATHS if k in os.environ}
+    variables.setdefault("WANDB_DIR", str(folder))
     os.environ.update(variables)
     forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | variables
     with open_dict(config):

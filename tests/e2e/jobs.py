@@ -96,8 +96,6 @@ def finish(process: subprocess.Popen, folder: Path, limit: float, grace: float =
     return Run(folder, process.returncode, Path(f"{folder}.log").read_text(), seconds, names)
 
 
-def train(
-    folder: Path, data: Path, *overrides: str, limit: float = 900, resume: bool = False, address: str | None = None
-) -> Run:
-    """A whole job, on the Ray cluster at ``address`` or a local one."""
-    return finish(start(folder, data, *overrides, resume=resume, address=address), folder, limit)
+def train(folder: Path, data: Path, *overrides: str, limit: float = 900, **options) -> Run:
+    """A whole job, with :func:`start`'s options."""
+    return finish(start(folder, data, *overrides, **options), folder, limit)

@@ -62,17 +62,28 @@ def check_samples_against_localize(run, step: int, tolerance: float = 1e-5) -> i
     return with_evidence
 
 
+def check_wandb_media(folder) -> None:
+    """Each logged step's pictures and its table of shaded reasoning went to W&B, whose files lie in the run folder."""
+    (media,) = (folder / "wandb").glob("offline-run-*/files/media")
+    pictures = [Image.open(path) for path in (media / "images" / "evidence").glob("samples_*.png")]
+    assert len(pictures) == 12 and all(min(picture.size) >= 100 for picture in pictures)
+    tables = [json.loads(path.read_text()) for path in (media / "table" / "evidence").glob("reasoning_*.table.json")]
+    assert len(tables) == 3 and all(len(table["data"]) == 4 for table in tables)
+
+
 def test_short_run(train, tmp_path, prepared):
-    """Three steps with validation and a checkpoint, then two more after a resume."""
+    """Three steps with validation, a checkpoint and W&B; a second run in the same folder is refused."""
     folder = tmp_path / "run"
-    often = ("trainer.save_freq=3", "trainer.test_freq=3")
-    run = train(folder, prepared, *SMALL, *often, "trainer.total_training_steps=3")
+    often = ("trainer.save_freq=3", "trainer.test_freq=3", "trainer.logger=[console,file,wandb]")
+    offline = {"WANDB_MODE": "offline"}
+    run = train(folder, prepared, *SMALL, *often, "trainer.total_training_steps=3", env=offline)
     assert run.returncode == 0, run.stderr[-3000:]
     assert not run.left_over
     check_metrics(run, 3)
     assert check_samples_against_localize(run, 1) >= 1
     assert any(key.startswith("val-") for key in run.steps()[3])
     assert (folder / "global_step_3" / "actor").is_dir()
+    check_wandb_media(folder)
 
     again = train(folder, prepared, *SMALL, "trainer.total_training_steps=3")
     assert again.returncode == 2 and "--resume" in again.stderr
