@@ -9,6 +9,7 @@ where it was. Thresholds are chosen on validation images; test images are only m
 
 import argparse
 import dataclasses
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from learning_loop import LoopConfig, train
+from learning_report import comparison, plot, table
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -32,6 +34,7 @@ from realad_verl.method.spans import answer_token
 
 SELECTIONS = ("all", "text", "image", "both")
 VALIDATION_SEED, TEST_SEED, BATCH = 20_001, 20_002, 32
+SPLITS = {"test": TEST_SEED, "validation": VALIDATION_SEED}
 
 
 def variants(threshold: float) -> dict[str, tuple[float, ConsistencyConfig]]:
@@ -152,12 +155,13 @@ def stored(path: Path, make: Any) -> Any:
 
 
 def run(name: str, seed: int, setting: tuple[float, ConsistencyConfig], args: argparse.Namespace) -> dict[str, Any]:
-    """Train one variant from the warm start and measure it on the test images."""
+    """Train one variant from the warm start and measure it on the held-out images."""
     w_cons, consistency = setting
-    cfg = LoopConfig(MethodConfig(consistency=consistency), w_cons, steps=args.steps, seed=seed, lr=args.lr, kl=args.kl)
+    settings = {key: getattr(args, key) for key in ("steps", "prompts", "n", "lr", "kl")}
+    cfg = LoopConfig(MethodConfig(consistency=consistency), w_cons, seed=seed, **settings)
     (model, processor), (reference, _) = load(args.model), load(args.model)
     seconds = train(model, reference, TinyRollout(model, processor), cfg, args.out / f"{name}-{seed}.jsonl")
-    measured = measure(model, processor, held_out(TEST_SEED, args.images))
+    measured = measure(model, processor, held_out(SPLITS[args.split], args.images))
     return {
         "settings": dataclasses.asdict(cfg),
         "cpu_seconds": seconds,
@@ -166,50 +170,56 @@ def run(name: str, seed: int, setting: tuple[float, ConsistencyConfig], args: ar
     }
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: mean and standard deviation over seeds."""
-    keys = list(next(iter(results.values()))[0]["summary"])
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
-    for key in keys:
-        cells = []
-        for runs in results.values():
-            values = [run["summary"][key] for run in runs]
-            cells.append(f"{np.mean(values):.3f}" + (f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""))
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def report(results: dict[str, list[dict[str, Any]]], control: dict[str, float]) -> None:
+    """Print the tables of all variants; every variant against the warm start, and each CGRO against R1."""
+    trained = [name for name in results if name != "warm start"]
+    print(f"\n{table(results)}")
+    print("\npixel AUROC of controls: " + ", ".join(f"{name} {value:.3f}" for name, value in control.items()))
+    pairs = [(name, "warm start") for name in trained]
+    if "r1" in trained:
+        pairs += [(name, "r1") for name in trained if name != "r1"]
+    repeated = results | {"warm start": results["warm start"] * len(results[trained[0]])}
+    print(f"\n{comparison(repeated, pairs)}")
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=tiny_model_dir())
     parser.add_argument("--variants", default="r1,cgro,cgro-calibrated,cgro-gated,cgro-continuous")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--kl", type=float, default=0.02)
+    for name in ("steps", "prompts", "n", "lr", "kl"):
+        default = getattr(LoopConfig, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--images", type=int, default=400)
-    args = parser.parse_args()
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="images to measure; choose settings on validation"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     model, processor = load(args.model)
-    test = held_out(TEST_SEED, args.images)
-    start = stored(args.out / "start.json", lambda: measure(model, processor, test))
-    control = stored(args.out / "controls.json", lambda: controls(test, model, processor))
+    images = held_out(SPLITS[args.split], args.images)
+    start = stored(args.out / "start.json", lambda: measure(model, processor, images))
+    control = stored(args.out / "controls.json", lambda: controls(images, model, processor))
     validation = stored(args.out / "validation.json", lambda: measure(model, processor, held_out(VALIDATION_SEED, 200)))
     settings = variants(best_threshold(validation))
-    results: dict[str, list[dict[str, Any]]] = {"warm start": [{"summary": summary(start)}]}
-    for seed in (int(seed) for seed in args.seeds.split(",")):
-        for name in args.variants.split(","):
-            path = args.out / f"{name}-{seed}.json"
-            results.setdefault(name, []).append(
-                stored(path, lambda name=name, seed=seed: run(name, seed, settings[name], args))
-            )
-            print(name, seed, json.dumps(results[name][-1]["summary"]), flush=True)
+    results: dict[str, list[dict[str, Any]]] = {"warm start": [{"summary": summary(start), "measured": start}]}
+    names, seeds = args.variants.split(","), [int(seed) for seed in args.seeds.split(",")]
+    for seed, name in itertools.product(seeds, names):
+        path = args.out / f"{name}-{seed}.json"
+        results.setdefault(name, []).append(
+            stored(path, lambda name=name, seed=seed: run(name, seed, settings[name], args))
+        )
+        print(name, seed, json.dumps(results[name][-1]["summary"]), flush=True)
     print(f"\n{hardware()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread")
-    print(f"threshold from validation images: J = {best_threshold(validation):.3f}\n")
-    print(table(results))
-    print("\npixel AUROC of controls: " + ", ".join(f"{name} {value:.3f}" for name, value in control.items()))
+    print(f"threshold from validation images: J = {best_threshold(validation):.3f}")
+    report(results, control)
+    plot({name: [args.out / f"{name}-{seed}.jsonl" for seed in seeds] for name in names}, args.out / "learning.png")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 It stands in for veRL where a run through veRL would cost hours; what it shares with it is everything under
 ``realad_verl.method``, ``realad_verl.evidence``, ``realad_verl.attention`` and ``reward_fns``. What is its own: one
-update a batch on-policy (so no ratio and no clipping), and all n responses of a prompt in one packed sequence.
+update a batch on-policy (so no ratio and no clipping), and all n responses of a prompt in one packed sequence, whose
+one forward gives both the log-probabilities and the attention rows.
 
 Letters: B prompts, n responses a prompt, S = B * n, R response tokens, T tokens of the packed sequence, V words.
 """
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from realad_verl.attention.readout import AttentionReadout
 from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
 from realad_verl.data.prompts import LABEL_TO_ANSWER
 from realad_verl.data.tiny_arch import IMAGE_SIZE
 from realad_verl.data.tiny_lessons import to_patches
 from realad_verl.data.tiny_rollout import TinyRollout
+from realad_verl.data.tiny_train import fast_patch_embedding
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
+from realad_verl.method.evidence import Evidence
 from reward_fns.compose import compute_score
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Settings of a run. ``w_cons`` 0 is the R1 baseline; ``kl``: weight of the k3 estimate against the warm start."""
+    """Settings of a run. ``w_cons`` 0 is the R1 baseline; ``kl``: weight of the k3 estimate against the warm start.
+
+    ``lr`` falls linearly to 0 over the ``steps``.
+    """
 
     method: MethodConfig
     w_cons: float
@@ -81,30 +88,49 @@ class PackedForward:
         return torch.cat([self.rollout.positions, after.expand(3, 1, -1)], -1)
 
 
-class Rewards:
-    """Format, accuracy and consistency rewards of sampled responses, with the J and problems behind them."""
+class Evidences:
+    """Evidence of packed responses, read in the forward that gives their log-probabilities, as the trainer does it."""
 
-    def __init__(self, rollout: TinyRollout, cfg: LoopConfig):
-        self.rollout, self.cfg = rollout, cfg
-        self.builder = EvidenceBuilder(rollout.model.config, rollout.tokenizer, cfg.method)
+    def __init__(self, rollout: TinyRollout, cfg: MethodConfig):
+        self.rollout, self.packed = rollout, PackedForward(rollout)
+        self.builder = EvidenceBuilder(rollout.model.config, rollout.tokenizer, cfg)
+        self.readout = AttentionReadout(rollout.model, cfg.readout.layers)
 
-    def __call__(self, images: Tensor, labels: list[int], responses: list[list[int]]) -> dict[str, np.ndarray]:
-        """One image [S, 168, 168, 3] and label a response -> arrays [S] of each reward, their total and J."""
-        plans, rows, _, _ = self.rollout.read(images, responses, self.cfg.method)
-        evidence = self.builder.reduce(plans, rows)
-        out: dict[str, list[float]] = {"format": [], "accuracy": [], "consistency": [], "total": [], "jaccard": []}
-        for ids, label, found in zip(responses, labels, evidence, strict=True):
-            score = compute_score("realad/procedural", self.rollout.text(ids), LABEL_TO_ANSWER[label])
-            well_formed, accurate = bool(score["format_reward"]), bool(score["accuracy_reward"])
-            consistent = consistency_score(
-                found.jaccard, label, well_formed, self.cfg.method.consistency, accurate=accurate
+    def __call__(self, images: Tensor, responses: list[list[int]], ids: Tensor) -> tuple[Tensor, list[Evidence]]:
+        """Images [B, ...], S responses and the same padded [B, n, R] -> log-probabilities [B, n, R], S evidences."""
+        prompt, outputs = self.rollout.prompt, {"image_grid_thw": self.rollout.grid}
+        plans = [
+            self.builder.plan(torch.cat([prompt, torch.tensor(r)]), len(prompt), outputs, batch_row=s // ids.shape[1])
+            for s, r in enumerate(responses)
+        ]
+        _, n, length = ids.shape
+        requests = [
+            replace(
+                plan.request,
+                queries=plan.request.queries + s % n * length,
+                length=len(prompt) + n * length,
             )
-            out["format"].append(score["format_reward"])
-            out["accuracy"].append(score["accuracy_reward"])
-            out["consistency"].append(consistent)
-            out["total"].append(score["score"] + self.cfg.w_cons * consistent)
-            out["jaccard"].append(np.nan if found.jaccard is None else found.jaccard)
-        return {name: np.array(values) for name, values in out.items()}
+            for s, plan in enumerate(plans)
+            if plan.request is not None
+        ]
+        with self.readout.reading(requests) as reading:
+            log_p = self.packed(self.rollout.model, images, ids)
+        return log_p, self.builder.reduce(plans, reading.rows())
+
+
+def reward(texts: list[str], labels: list[int], evidence: list[Evidence], cfg: LoopConfig) -> dict[str, np.ndarray]:
+    """One text, label and evidence a response -> arrays [S] of each reward, their total and J."""
+    out: dict[str, list[float]] = {"format": [], "accuracy": [], "consistency": [], "total": [], "jaccard": []}
+    for text, label, found in zip(texts, labels, evidence, strict=True):
+        score = compute_score("realad/procedural", text, LABEL_TO_ANSWER[label])
+        well_formed, accurate = bool(score["format_reward"]), bool(score["accuracy_reward"])
+        consistent = consistency_score(found.jaccard, label, well_formed, cfg.method.consistency, accurate=accurate)
+        out["format"].append(score["format_reward"])
+        out["accuracy"].append(score["accuracy_reward"])
+        out["consistency"].append(consistent)
+        out["total"].append(score["score"] + cfg.w_cons * consistent)
+        out["jaccard"].append(np.nan if found.jaccard is None else found.jaccard)
+    return {name: np.array(values) for name, values in out.items()}
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -112,28 +138,37 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-6)
 
 
+def pad(responses: list[list[int]], n: int) -> Tensor:
+    """S responses, n a prompt -> ids [B, n, R], padded with -100."""
+    rows = [torch.tensor(response) for response in responses]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    return ids.view(-1, n, ids.shape[1])
+
+
 def train(model: Any, reference: Any, rollout: TinyRollout, cfg: LoopConfig, log: Path) -> float:
-    """Train ``model`` in place; a JSON line a step goes to ``log``. Returns CPU seconds."""
+    """Train ``model``, the rollout's own, in place; a JSON line a step goes to ``log``. Returns CPU seconds."""
     torch.manual_seed(cfg.seed)
-    rewards, packed = Rewards(rollout, cfg), PackedForward(rollout)
+    for each in (model, reference):
+        each.model.visual.patch_embed.forward = fast_patch_embedding(each)
+    evidences = Evidences(rollout, cfg.method)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=cfg.steps)
     source = ProceduralDefects(IMAGE_SIZE, cfg.domain, 10_000 + cfg.seed)
     started = time.process_time()
     with log.open("w") as lines:
         for step in range(cfg.steps):
             samples = [source[step * cfg.prompts + i] for i in range(cfg.prompts)]
-            line = train_step(model, reference, rollout, rewards, packed, optimizer, samples, cfg, step)
+            line = train_step(reference, rollout, evidences, optimizer, samples, cfg, step)
+            schedule.step()
             lines.write(json.dumps({"step": step, "cpu_s": time.process_time() - started, **line}) + "\n")
             lines.flush()
     return time.process_time() - started
 
 
 def train_step(
-    model: Any,
     reference: Any,
     rollout: TinyRollout,
-    rewards: Rewards,
-    packed: PackedForward,
+    evidences: Evidences,
     optimizer: torch.optim.Optimizer,
     samples: list[ProceduralSample],
     cfg: LoopConfig,
@@ -143,21 +178,20 @@ def train_step(
     images = torch.stack([torch.from_numpy(sample.image) for sample in samples])
     labels = np.repeat([sample.label for sample in samples], cfg.n)
     responses = rollout.sample(images, n=cfg.n, seed=cfg.seed * 1_000_003 + step)
-    scored = rewards(images.repeat_interleave(cfg.n, 0), labels.tolist(), responses)
+    ids = pad(responses, cfg.n)
+    log_p, evidence = evidences(images, responses, ids)
+    with torch.no_grad():
+        reference_p = evidences.packed(reference, images, ids)
+    scored = reward([rollout.text(response) for response in responses], labels.tolist(), evidence, cfg)
     total = torch.tensor(scored["total"], dtype=torch.float32).view(-1, cfg.n)
     advantages = group_advantages(total)
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in responses], batch_first=True, padding_value=-100)
-    ids = ids.view(len(samples), cfg.n, -1)
     chosen = ids >= 0
-    log_p = packed(model, images, ids)
-    with torch.no_grad():
-        reference_p = packed(reference, images, ids)
     ratio = reference_p - log_p
     kl = ((ratio.exp() - 1 - ratio) * chosen).sum() / chosen.sum()
     loss = -((advantages[..., None] * log_p).sum() / chosen.sum()) + cfg.kl * kl
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(rollout.model.parameters(), 1.0)
     optimizer.step()
     jaccard = {f"jaccard_{label}": float(np.nanmean(scored["jaccard"][labels == label])) for label in (0, 1)}
     means = {name: float(scored[name].mean()) for name in ("format", "accuracy", "consistency", "total")}

@@ -1,0 +1,99 @@
+"""Tables, paired comparison and picture of what ``learning.py`` measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+Floats = NDArray[np.float64]
+Runs = list[dict[str, Any]]
+SMOOTH = 10  # steps averaged in the picture
+
+
+def table(results: dict[str, Runs]) -> str:
+    """Markdown: one line a quantity, mean and standard deviation over seeds."""
+    keys = list(next(iter(results.values()))[0]["summary"])
+    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for key in keys:
+        cells = []
+        for runs in results.values():
+            values = [run["summary"][key] for run in runs]
+            cells.append(f"{np.mean(values):.3f}" + (f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""))
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def per_image(measured: dict[str, Any], quantity: str) -> Floats:
+    """One value an image: 1 or 0 for ``accuracy``; else ``measured[quantity]`` where it is known (anomalous images)."""
+    if quantity == "accuracy":
+        return (np.array(measured["label"]) == np.array(measured["answer"])).astype(float)
+    return np.array([value for value in measured[quantity] if value is not None], dtype=float)
+
+
+def paired(first: Runs, second: Runs, quantity: str) -> dict[str, Any]:
+    """``first`` less ``second`` on the same images: the mean, a 95 % interval over images, each seed's mean.
+
+    Runs are paired in order (the same seeds). The interval bootstraps images (BCa, 9,999 draws) with the runs held
+    fixed: it says how far these models differ on other images, and nothing about other seeds; the seeds' means do.
+    """
+    difference = np.stack(
+        [
+            per_image(a["measured"], quantity) - per_image(b["measured"], quantity)
+            for a, b in zip(first, second, strict=True)
+        ]
+    )
+    mean = difference.mean(0)
+    low = high = float(mean.mean())
+    if np.ptp(mean) > 0:
+        interval = bootstrap((mean,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return {"mean": float(mean.mean()), "low": low, "high": high, "seeds": difference.mean(1).tolist()}
+
+
+def comparison(results: dict[str, Runs], pairs: list[tuple[str, str]]) -> str:
+    """Markdown of ``paired`` in points (hundredths) for accuracy and the pixel AUROC of two selections."""
+    lines = ["| | quantity | points | 95 % over images | each seed |", "|---|---|---|---|---|"]
+    for first, second in pairs:
+        for quantity in ("accuracy", "auroc_all", "auroc_both"):
+            found = paired(results[first], results[second], quantity)
+            seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
+            cells = f"{100 * found['mean']:+.1f} | {100 * found['low']:+.1f} to {100 * found['high']:+.1f} | {seeds}"
+            lines.append(f"| {first} - {second} | {quantity.replace('auroc', 'pixel AUROC,')} | {cells} |")
+    return "\n".join(lines)
+
+
+def curve(paths: list[Path], key: str) -> Floats:
+    """A logged quantity of runs, smoothed over ``SMOOTH`` steps: [runs, steps - SMOOTH + 1]"""
+    logged = np.array([[json.loads(line)[key] for line in path.read_text().splitlines()] for path in paths])
+    return np.apply_along_axis(np.convolve, 1, logged, np.full(SMOOTH, 1 / SMOOTH), "valid")
+
+
+def plot(logs: dict[str, list[Path]], out: Path) -> None:
+    """Accuracy of the samples, J by class and KL to the warm start, against the step; band: +- 1 sd over seeds."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for color, (name, paths) in zip(plt.get_cmap("tab10").colors, logs.items(), strict=False):
+        _line(axes[0], curve(paths, "accuracy"), color, name)
+        _line(axes[1], curve(paths, "jaccard_1"), color, name)
+        _line(axes[1], curve(paths, "jaccard_0"), color, None, "--")
+        _line(axes[2], curve(paths, "kl"), color, name)
+    axes[0].set(title="Accuracy of the sampled responses", xlabel="step")
+    axes[1].set(title="J: anomalous (solid), normal (dashed)", xlabel="step")
+    axes[2].set(title="KL to the warm start, nats a token", xlabel="step", yscale="log")
+    axes[0].legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _line(axis: Any, runs: Floats, color: Any, name: str | None, style: str = "-") -> None:
+    steps, mean = np.arange(runs.shape[1]) + SMOOTH, runs.mean(0)
+    axis.plot(steps, mean, style, color=color, label=name)
+    if len(runs) > 1:
+        spread = runs.std(0, ddof=1)
+        axis.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
