@@ -1,5 +1,6 @@
 """Any image file as an upright 8-bit RGB image, or one error that says what is wrong with it."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -12,18 +13,19 @@ MAX_PIXELS = 178_956_970  # 540 MB as RGB; Pillow itself refuses more
 DEPTHS = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1, 2**32 - 1)  # of grey images in a larger container
 
 
-def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in ``path``, RGB, turned as its EXIF orientation says.
+def load_image(path: str | Path | io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in ``path`` (or in the bytes of a file), RGB, turned as its EXIF orientation says.
 
     Alpha is dropped (what a transparent pixel holds is shown), of an animation the first frame is taken. Grey of more
     than 8 bits is scaled by the smallest usual bit depth (8, 10, 12, 14, 16, 32) that holds its brightest pixel; grey
     in floating point by 1, or by its range if it leaves [0, 1]. Raises UserError naming the path and the reason:
     missing, not an image, truncated, more than ``max_pixels`` pixels, pixels that are not finite.
     """
+    source, path = path, "the image" if isinstance(path, io.BytesIO) else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
-            with Image.open(path) as opened:
+            with Image.open(source) as opened:
                 width, height = opened.size
                 if width * height > max_pixels:
                     raise UserError(
@@ -36,7 +38,8 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except Image.UnidentifiedImageError:
-        reason = "the file is empty" if Path(path).stat().st_size == 0 else "not an image of a known format"
+        size = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else Path(source).stat().st_size
+        reason = "the file is empty" if size == 0 else "not an image of a known format"
         raise UserError(f"cannot read {path}: {reason}.") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for a damaged file
         if isinstance(error, UserError):

@@ -1,4 +1,8 @@
-"""Rollouts that can be repeated: every response is sampled with a seed of its own.
+"""verl's single turn, made safe against sampled image tokens, and rollouts that can be repeated.
+
+A model may sample the id that stands for a piece of an image. No forward accepts such a response: the image holds
+fewer features than the sequence asks for. So a response ends before the first one, as if the length limit were there:
+the tokens that stay keep their probabilities.
 
 vLLM draws from one generator in the order in which requests happen to arrive. With ``realad.deterministic=true`` each
 request carries a seed made of the run's seed, the step, the row and the sample's place in its group, so that the tokens
@@ -13,8 +17,9 @@ from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.utils.tokenizer import get_processor_token_id
 
-from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
+from realad_verl.verl_ext.names import AGENT_LOOP, SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.plugin import note
 
 
@@ -23,9 +28,40 @@ def sample_seed(seed: int, step: int, index: int, session: int) -> int:
     return zlib.crc32(f"{seed}/{step}/{index}/{session}".encode()) & 0x7FFFFFFF
 
 
+# In a sample's extra_fields: how many tokens were cut from its response. The trainer counts such samples.
+CUT = "realad_cut_tokens"
+MEDIA = ("image", "video", "audio")
+
+
+def cut_at_media(output: AgentLoopOutput, media_ids: set[int]) -> AgentLoopOutput:
+    """End the response before its first token in ``media_ids``, in place.
+
+    ValueError where that is its first token: verl drops the response then, and its group goes on without it.
+    """
+    cut = next((i for i, token in enumerate(output.response_ids) if token in media_ids), None)
+    if cut == 0:
+        raise ValueError("the response begins with an image token")
+    output.extra_fields[CUT] = 0 if cut is None else len(output.response_ids) - cut
+    if cut is not None:
+        output.response_ids, output.response_mask = output.response_ids[:cut], output.response_mask[:cut]
+        if output.response_logprobs is not None:
+            output.response_logprobs = output.response_logprobs[:cut]
+    return output
+
+
+@register(AGENT_LOOP)
+class SafeSingleTurnAgentLoop(SingleTurnAgentLoop):
+    """verl's single-turn loop; see :func:`cut_at_media`."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs) -> AgentLoopOutput:
+        output = await super().run(sampling_params, priority=priority, **kwargs)
+        ids = (get_processor_token_id(self.processor, name) for name in MEDIA)
+        return cut_at_media(output, {token for token in ids if token is not None})
+
+
 @register(SEEDED_AGENT_LOOP)
-class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop with a seed in the sampling parameters."""
+class SeededSingleTurnAgentLoop(SafeSingleTurnAgentLoop):
+    """The same with a seed in the sampling parameters."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs) -> AgentLoopOutput:
         places = (kwargs.get("global_steps", 0), kwargs.get("index", 0), kwargs.get("session_id", 0))
@@ -33,4 +69,5 @@ class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
         return await super().run({**sampling_params, "seed": seed}, priority=priority, **kwargs)
 
 
+note(f"agent loop {AGENT_LOOP}")
 note(f"agent loop {SEEDED_AGENT_LOOP}")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from realad_verl.errors import UserError
 from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.cause import in_one_line
 from realad_verl.verl_ext.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
@@ -150,10 +151,9 @@ def _failure(folder: Path, error: BaseException) -> RunFailed:
         traceback.print_exception(error)
     beat, step = heartbeat.read(folder), last_complete(folder)
     phase = f"'{beat.phase}' of step {beat.step}" if beat is not None else "'starting Ray'"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
     return RunFailed(
-        f"the run died in {phase}: {type(error).__name__}: {lines[-1] if lines else ''}\n{saved} "
+        f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}\n{saved} "
         f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 

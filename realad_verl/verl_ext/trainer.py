@@ -30,7 +30,10 @@ from verl.trainer.ppo.v1 import (
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext import heartbeat, wire
+from realad_verl.verl_ext.agent_loop import CUT
+from realad_verl.verl_ext.cause import in_one_line
 from realad_verl.verl_ext.checkpoints import mark_complete, unmark
+from realad_verl.verl_ext.dataset import REPLACED
 from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.metrics import ScoredSample, step_metrics
 from realad_verl.verl_ext.names import TRAINERS
@@ -98,7 +101,17 @@ class CGROMixin:
             rows = [int(row) for row in _by_sample(data["index"])]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
             batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
+        self._count_lost(batch, metrics)
         return super()._balance_batch(batch, metrics, *args, **kwargs)
+
+    def _count_lost(self, batch: KVBatchMeta, metrics: dict) -> None:
+        """Samples that are not what was asked for. verl fills the places of dropped ones with copies without weight."""
+        fields = ["extra_info", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        prompts = self.config.data.train_batch_size // self.parameter_sync_step
+        metrics["rollout/dropped"] = float(prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys))
+        metrics["rollout/cut"] = float(sum(bool((f or {}).get(CUT)) for f in _by_sample(data["extra_fields"])))
+        metrics["rollout/replaced"] = float(sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"])))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._beat("updating the actor")
@@ -114,7 +127,7 @@ class CGROMixin:
             free = shutil.disk_usage(self.run_folder).free / 2**20
             raise SaveFailed(
                 f"step {self.global_steps} could not be saved in {self.run_folder} ({free:.0f} MiB free on that disk): "
-                f"{' '.join(str(error).split())[-300:]}"
+                f"{in_one_line(error)}"
             ) from error
         self._saved_step = self.global_steps
 

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,3 +101,65 @@ def finish(process: subprocess.Popen, folder: Path, limit: float, grace: float =
 def train(folder: Path, data: Path, *overrides: str, limit: float = 900, **options) -> Run:
     """A whole job, with :func:`start`'s options."""
     return finish(start(folder, data, *overrides, **options), folder, limit)
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = dict(num_cpus=6, num_gpus=1, object_store_memory=300_000_000)
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(**node)
+cluster.wait_for_nodes()
+print("ADDRESS", cluster.address, flush=True)
+for _ in sys.stdin:
+    cluster.add_node(**node)
+    print("ADDED", flush=True)
+cluster.shutdown()
+"""
+
+
+class Cluster:
+    """A Ray cluster of two raylets on this machine, a node each, and one GPU (in name) on each."""
+
+    def __init__(self):
+        cpu = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        cpu |= {"RAY_worker_niceness": "0", "RAY_agent_register_timeout_ms": "120000", "GLOO_SOCKET_IFNAME": "lo"}
+        cpu |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "HF_HUB_OFFLINE": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", CLUSTER], env=os.environ | cpu, **pipes)
+        self.address = self._answer("ADDRESS").split()[1]
+
+    def _answer(self, word: str) -> str:
+        return next(line for line in iter(self.process.stdout.readline, "") if line.startswith(word))
+
+    def raylets(self) -> list[psutil.Process]:
+        """The raylets, the head's first."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        found = [p for p in children if p.cmdline() and p.cmdline()[0].endswith("/raylet/raylet")]
+        return sorted(found, key=psutil.Process.create_time)
+
+    def add_node(self) -> None:
+        """Another raylet, as when a node comes back."""
+        print("add", file=self.process.stdin, flush=True)
+        self._answer("ADDED")
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A :class:`Cluster`, gone afterwards."""
+    made = Cluster()
+    try:
+        yield made
+    finally:
+        made.process.stdin.close()
+        made.process.wait(timeout=60)
+
+
+def prepare(root: Path) -> Path:
+    """Procedural images in ``root``, prepared like anybody's own folder: train.parquet and val.parquet."""
+    data = root / "prepared"
+    images = ["tiny", "images", "--out", str(root / "folder"), "--count", "48", "--size", "168", "--seed", "3"]
+    rows = ["prepare", "folder", "--root", str(root / "folder"), "--out", str(data), "--size", "168"]
+    for arguments in (images, rows):
+        subprocess.run([*REALAD, *arguments], check=True, timeout=600, capture_output=True, env=environment())
+    return data

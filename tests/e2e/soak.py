@@ -25,6 +25,7 @@ import psutil
 PARTS = {
     "actor worker": "ray::WorkerDict",
     "vLLM engine": "VLLM::EngineCore",
+    "vLLM worker": "VLLM::Worker",
     "vLLM server": "ray::vLLMHttpServer",
     "agent loop": "ray::AgentLoopWorker",
     "reward loop": "ray::RewardLoopWorker",
@@ -232,20 +233,10 @@ def summary(soak: Soak, kills: list[Kill], seed: int) -> dict:
     }
 
 
-def prepare(root: Path) -> Path:
-    """Procedural images, prepared like anybody's own folder."""
-    data = root / "prepared"
-    images = ["tiny", "images", "--out", str(root / "folder"), "--count", "48", "--size", "168", "--seed", "3"]
-    prepared = ["prepare", "folder", "--root", str(root / "folder"), "--out", str(data), "--size", "168"]
-    for arguments in (images, prepared):
-        subprocess.run([*jobs.REALAD, *arguments], check=True, timeout=600, capture_output=True, env=jobs.environment())
-    return data
-
-
 def soak(out: Path, kills: int, seed: int, among: list[str] | None = None, data: Path | None = None) -> dict:
     """Run a soak in ``out`` (new or empty); its summary, also in ``out``/soak.json."""
     out.mkdir(parents=True, exist_ok=True)
-    job = Soak(out, data or prepare(out))
+    job = Soak(out, data or jobs.prepare(out))
     try:
         result = summary(job, job.run(kills, seed, among or list(PARTS)), seed)
     finally:

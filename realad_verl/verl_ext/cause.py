@@ -1,0 +1,19 @@
+"""What ended a run, in one line. Ray's errors carry a traceback of each process between the fault and the launcher."""
+
+import re
+
+# Ray's advice after the detail of a death, as long as a screen.
+ADVICE = " Some common causes include"
+LIMIT = 300
+
+
+def in_one_line(error: BaseException) -> str:
+    """The last line of ``error``'s text, led by the Ray actor that died, where Ray names one."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1].split(ADVICE)[0][:LIMIT] if lines else ""
+    actor = re.search(r"class_name: (\S+)", text)
+    if actor is None or "died" not in text:
+        return last
+    pid = re.search(r"\bpid: (\d+)", text)
+    return f"{actor[1].rpartition('.')[2]}{f' (pid {pid[1]})' if pid else ''} died. {last}"

@@ -1,0 +1,56 @@
+"""verl's dataset, in which a row that cannot be used costs that row and not the run.
+
+`realad prepare` writes no such row; a parquet file from elsewhere may hold one, and verl's own dataset then ends the
+run when it comes to it, perhaps days later.
+"""
+
+# verl's dataset is untyped for pyright; the tests run it for real.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
+
+import io
+import logging
+
+from PIL import Image
+from verl.utils.dataset.rl_dataset import RLHFDataset
+
+from realad_verl.data.images import load_image
+from realad_verl.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# In extra_info of a row that stands in for another one: why the other could not be used. The trainer counts them.
+REPLACED = "realad_replaced"
+# What verl's dataset raises for a row of wrong content.
+BAD_ROW = (UserError, OSError, ValueError, TypeError, KeyError, AssertionError, Image.DecompressionBombError)
+
+
+class TolerantDataset(RLHFDataset):
+    """Rows as verl reads them, images decoded as `realad prepare` decodes them.
+
+    A row whose image cannot be decoded, or whose prompt and images do not fit, is replaced by the next one that can be
+    used, and says so under ``REPLACED``. UserError when no row can be used.
+    """
+
+    def __getitem__(self, item):
+        reason = None
+        for step in range(len(self)):
+            index = (int(item) + step) % len(self)
+            try:
+                row = super().__getitem__(index)
+                _decode_images(row["raw_prompt"])
+            except BAD_ROW as error:
+                reason = reason or f"row {index}: {type(error).__name__}: {error}"
+                logger.warning("row %d of the data cannot be used: %s", index, error)
+                continue
+            if reason is not None:
+                row["extra_info"] = {**row["extra_info"], REPLACED: reason}
+            return row
+        raise UserError(f"no row of {', '.join(self.data_files)} can be used; the first: {reason}")
+
+
+def _decode_images(messages) -> None:
+    """Decode now what verl opened lazily: a damaged file shows only when its pixels are read."""
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part.get("type") == "image" and part.get("bytes") is not None:
+                part["image"] = load_image(io.BytesIO(part["bytes"]))
