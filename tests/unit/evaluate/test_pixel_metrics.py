@@ -57,7 +57,7 @@ def flat(maps, masks):
 def test_bins_keep_order_and_cut_downwards(values, dropped):
     scores = np.sort(np.array(values, np.float32))
     keys = score_keys(scores, dropped)
-    assert (np.diff(keys) >= 0).all()
+    assert (keys[1:] >= keys[:-1]).all()
     edges = bin_edges(keys, dropped)
     assert (edges <= scores).all() and (dropped or np.array_equal(edges, scores))
     assert (score_keys(edges, dropped) == keys).all()
