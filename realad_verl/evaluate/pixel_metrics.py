@@ -74,7 +74,7 @@ class PixelHistogram:
             return None
         anomalous, place, n_anomalous = np.unique(keys[hit], return_inverse=True, return_counts=True)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(hit.astype(np.uint8), connectivity=8)
-        share = 1.0 / stats[:, cv2.CC_STAT_AREA][labels[hit]]
+        share = 1.0 / stats[:, cv2.CC_STAT_AREA][np.asarray(labels, np.int64)[hit]]
         self._absorb(anomalous, [n_anomalous, np.bincount(place, share)], _ANOMALOUS, dropped)
         self.n_regions += count - 1
         if not normal.size:
