@@ -1,6 +1,7 @@
 """What happens in each process of a job: the plugin is active in all of them, and only the actor's pass reads out."""
 
 import json
+import os
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -41,7 +42,7 @@ def test_every_process_has_the_plugin_and_the_reference_reads_nothing(tmp_path, 
     spied.mkdir()
     env = {
         "VERL_USE_EXTERNAL_MODULES": "spy",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "REALAD_SPY": str(spied),
     }
     folder = tmp_path / "run"
