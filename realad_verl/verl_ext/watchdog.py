@@ -28,6 +28,9 @@ class PhaseTimeout(Exception):
 class Watchdog:
     """A context that raises :class:`PhaseTimeout` in the main thread when the heartbeat stands still.
 
+    The main thread waits in ``ray.get``, which a signal interrupts only where its handler raises KeyboardInterrupt: Ray
+    drops every other exception. Leaving the context turns it into PhaseTimeout.
+
     Args:
         folder: the run folder, where the heartbeat is read and the stacks are written.
         start_s: seconds that starting Ray, the workers and vLLM may take. 0: no limit.
@@ -42,17 +45,16 @@ class Watchdog:
         self._message = ""
 
     def __enter__(self) -> "Watchdog":
-        self._previous = signal.signal(signal.SIGUSR1, self._raise)
+        self._previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
         signal.signal(signal.SIGUSR1, self._previous)
-
-    def _raise(self, *_: object) -> None:
-        raise PhaseTimeout(self._message)
+        if self._message and isinstance(error, KeyboardInterrupt):
+            raise PhaseTimeout(self._message) from error
 
     def overdue(self, now: float) -> str | None:
         """The message of a phase that is over its limit at time ``now``, or None."""
