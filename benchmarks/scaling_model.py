@@ -1,0 +1,63 @@
+"""A model, not a measurement: what the evidence costs a training step on 1 to 1,024 GPUs.
+
+    python benchmarks/scaling_model.py [--worker-ms 1.7] [--trainer-ms 1.0] [--step-s 100] [--samples 16] [--json]
+
+Weak scaling: every GPU has the same number of samples a step, so a step's time stays the same but for what one process
+does for all samples. docs/scaling.md says where the defaults come from and what the model leaves out.
+"""
+
+import argparse
+import json
+
+GPUS = (1, 2, 8, 64, 256, 1024)
+SUMMARY_BYTES = 24  # realad_verl.verl_ext.wire: 6 floats a sample
+
+
+def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
+    """Seconds and megabytes of one step."""
+    samples = gpus * a.samples
+    worker = a.samples * a.worker_ms / 1e3
+    trainer = samples * a.trainer_ms / 1e3
+    # The trainer reads response ids (8 bytes a token) and rm_scores (4) and writes rm_scores (4).
+    traffic = samples * (SUMMARY_BYTES + 16 * a.response_tokens)
+    # Map and tokens of every sample, in a step that logs: realad_verl.verl_ext.wire.
+    detail = samples * 4 * (2 + a.image_tokens + 1 + 5 * a.reasoning_tokens)
+    return {
+        "gpus": gpus,
+        "samples": samples,
+        "worker_s": worker,
+        "trainer_s": trainer,
+        "share_of_step": (worker + trainer) / (a.step_s + worker + trainer),
+        "summary_kb": samples * SUMMARY_BYTES / 1e3,
+        "trainer_mb": traffic / 1e6,
+        "detail_mb": detail / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--worker-ms", type=float, default=1.7, help="read-out and reduction of a sample, on its worker"
+    )
+    parser.add_argument("--trainer-ms", type=float, default=1.0, help="reward of a sample, in the one trainer process")
+    parser.add_argument("--step-s", type=float, default=100.0, help="a step without evidence; an assumption")
+    parser.add_argument("--samples", type=int, default=16, help="samples a GPU and step")
+    parser.add_argument("--response-tokens", type=int, default=512)
+    parser.add_argument("--reasoning-tokens", type=int, default=256)
+    parser.add_argument("--image-tokens", type=int, default=225)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [row(gpus, arguments) for gpus in GPUS]
+    # trainer_s = 5 % of the step
+    limit = 0.05 * arguments.step_s / (arguments.samples * arguments.trainer_ms / 1e3)
+    if arguments.json:
+        print(json.dumps({"settings": vars(arguments), "rows": rows, "gpus_at_5_percent": limit}, indent=1))
+        return
+    print("".join(f"{name:>15}" for name in rows[0]))
+    for values in rows:
+        print("".join(f"{value:>15,.4g}" for value in values.values()))
+    print(f"the trainer's part reaches 5 % of a step at {limit:,.0f} GPUs")
+
+
+if __name__ == "__main__":
+    main()
