@@ -23,12 +23,12 @@ METRICS = (
 )
 
 
-def check_metrics(run, steps: int) -> None:
+def check_metrics(run, steps: int, correlation: float = 0.999) -> None:
     """Every step has every metric, and what the advantage saw is the sum of the parts."""
     records = run.steps()
     assert sorted(records) == list(range(min(records), steps + 1))
     for values in records.values():
-        assert values["training/rollout_actor_probs_pearson_corr"] >= 0.999
+        assert values["training/rollout_actor_probs_pearson_corr"] >= correlation
         for name in METRICS:
             assert f"{name}/mean" in values
             assert f"{name}/normal" in values or f"{name}/anomalous" in values
@@ -106,7 +106,9 @@ def test_layouts(train, tmp_path, prepared, overrides):
     run = train(tmp_path / "run", prepared, *SMALL, "trainer.total_training_steps=3", *overrides)
     assert run.returncode == 0, run.stderr[-3000:]
     assert not run.left_over
-    check_metrics(run, 3)
+    # One batch ahead of the weights: rollout and actor differ by one update.
+    ahead = "trainer.v1.trainer_mode=cgro_colocate_async" in overrides
+    check_metrics(run, 3, correlation=0.97 if ahead else 0.999)
 
 
 @pytest.mark.slow
