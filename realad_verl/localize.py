@@ -8,6 +8,8 @@ A response is generated greedily, then one teacher-forced forward reads the atte
 """
 
 import math
+import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +135,8 @@ class Localizer:
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        if trust_remote_code:
+            warnings.warn(f"code from the repository of '{model}' may run on this machine", stacklevel=2)
         target = _device(device)
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:
@@ -146,6 +150,7 @@ class Localizer:
             OSError,
             ValueError,
             ImportError,
+            pickle.UnpicklingError,
         ) as error:  # no such model there, or a package that it needs is missing
             raise UserError(f"cannot load a model from '{model}': {error}") from error
         return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens)
