@@ -33,7 +33,7 @@ from realad_verl.method.config import ConsistencyConfig, MethodConfig, ScoringCo
 from realad_verl.method.spans import answer_token
 
 SELECTIONS = ("all", "text", "image", "both")
-VALIDATION_SEED, TEST_SEED, BATCH = 20_001, 20_002, 32
+VALIDATION_SEED, TEST_SEED, BATCH, SAMPLES = 20_001, 20_002, 32, 4
 SPLITS = {"test": TEST_SEED, "validation": VALIDATION_SEED}
 
 
@@ -61,10 +61,13 @@ def held_out(seed: int, count: int) -> list[ProceduralSample]:
 
 
 def measure(model: Any, processor: Any, samples: list[ProceduralSample], attention: Any = None) -> dict[str, Any]:
-    """Greedy responses on held-out images: per-image lists. ``attention``: a model to read the maps from instead."""
+    """Per-image lists on held-out images, of greedy responses but for "sampled": answers at temperature 1.
+
+    ``attention``: a model to read the maps from instead.
+    """
     rollout = TinyRollout(model, processor)
     reader = rollout if attention is None else TinyRollout(attention, processor)
-    out: dict[str, Any] = {name: [] for name in ("label", "answer", "score", "jaccard", "length")}
+    out: dict[str, Any] = {name: [] for name in ("label", "answer", "sampled", "score", "jaccard", "length")}
     out |= {f"auroc_{select}": [] for select in SELECTIONS}
     words = [processor.tokenizer.encode(f" {word}")[0] for word in ("no", "yes")]
     configs = {select: MethodConfig(scoring=ScoringConfig(select=select)) for select in SELECTIONS}
@@ -72,6 +75,7 @@ def measure(model: Any, processor: Any, samples: list[ProceduralSample], attenti
     for start in range(0, len(samples), BATCH):
         batch = samples[start : start + BATCH]
         images = torch.stack([torch.from_numpy(sample.image) for sample in batch])
+        drawn = [answer_label(rollout.text(ids)) for ids in rollout.sample(images, n=SAMPLES, seed=start)]
         responses = rollout.sample(images, temperature=0)
         with torch.no_grad():
             logits, _ = rollout.logits(images, responses)
@@ -80,6 +84,7 @@ def measure(model: Any, processor: Any, samples: list[ProceduralSample], attenti
         for i, (sample, ids) in enumerate(zip(batch, responses, strict=True)):
             out["label"].append(sample.label)
             out["answer"].append(answer_label(rollout.text(ids)))
+            out["sampled"].append(drawn[i * SAMPLES : (i + 1) * SAMPLES])
             at = answer_token([str(rollout.tokenizer.decode([token])) for token in ids], configs["both"].spans)
             chance = logits[i, at, words].softmax(-1)[1].item() if at is not None else 0.5
             out["score"].append(chance)
@@ -98,12 +103,14 @@ def _map_auroc(sample: ProceduralSample, evidence: Any) -> float:
 
 
 def summary(measured: dict[str, Any]) -> dict[str, float]:
-    label, answer = np.array(measured["label"]), np.array(measured["answer"])
+    label, answer, sampled = (np.array(measured[key]) for key in ("label", "answer", "sampled"))
     jaccard = np.array([np.nan if j is None else j for j in measured["jaccard"]])
     numbers = {
         "accuracy": float((label == answer).mean()),
+        "accuracy_sampled": float((label[:, None] == sampled).mean()),
         "said_yes": float((answer == 1).mean()),
         "image_auroc": float(roc_auc_score(label, measured["score"])),
+        "image_auroc_sampled": float(roc_auc_score(label, (sampled == 1).mean(1))),
         "jaccard_anomalous": float(np.nanmean(jaccard[label == 1])),
         "jaccard_normal": float(np.nanmean(jaccard[label == 0])),
         "length": float(np.mean(measured["length"])),
@@ -219,7 +226,8 @@ def main() -> None:
     print(f"\n{hardware()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread")
     print(f"threshold from validation images: J = {best_threshold(validation):.3f}")
     report(results, control)
-    plot({name: [args.out / f"{name}-{seed}.jsonl" for seed in seeds] for name in names}, args.out / "learning.png")
+    logs = {name: [args.out / f"{name}-{seed}.jsonl" for seed in seeds] for name in names}
+    plot(logs, results, args.out / "learning.png")
 
 
 if __name__ == "__main__":

@@ -32,21 +32,23 @@ from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import Evidence
 from reward_fns.compose import compute_score
 
+WARMUP = 10  # steps; without it Adam's first ones move the wording far before any of it is a signal
+
 
 @dataclass(frozen=True)
 class LoopConfig:
     """Settings of a run. ``w_cons`` 0 is the R1 baseline; ``kl``: weight of the k3 estimate against the warm start.
 
-    ``lr`` falls linearly to 0 over the ``steps``.
+    ``lr`` rises over the first ``WARMUP`` steps and then falls linearly to 0 at ``steps``.
     """
 
     method: MethodConfig
     w_cons: float
-    steps: int = 100
-    prompts: int = 8
+    steps: int = 80
+    prompts: int = 16
     n: int = 8
-    lr: float = 2e-4
-    kl: float = 0.02
+    lr: float = 1.5e-4
+    kl: float = 0.05
     seed: int = 0
     domain: str = "shifted"
 
@@ -152,7 +154,7 @@ def train(model: Any, reference: Any, rollout: TinyRollout, cfg: LoopConfig, log
         each.model.visual.patch_embed.forward = fast_patch_embedding(each)
     evidences = Evidences(rollout, cfg.method)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=cfg.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / cfg.steps))
     source = ProceduralDefects(IMAGE_SIZE, cfg.domain, 10_000 + cfg.seed)
     started = time.process_time()
     with log.open("w") as lines:

@@ -15,6 +15,7 @@ from scipy.stats import bootstrap
 Floats = NDArray[np.float64]
 Runs = list[dict[str, Any]]
 SMOOTH = 10  # steps averaged in the picture
+COLORS = plt.get_cmap("tab10").colors  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def table(results: dict[str, Runs]) -> str:
@@ -31,9 +32,15 @@ def table(results: dict[str, Runs]) -> str:
 
 
 def per_image(measured: dict[str, Any], quantity: str) -> Floats:
-    """One value an image: 1 or 0 for ``accuracy``; else ``measured[quantity]`` where it is known (anomalous images)."""
-    if quantity == "accuracy":
-        return (np.array(measured["label"]) == np.array(measured["answer"])).astype(float)
+    """One value an image: the share of right answers; else ``measured[quantity]`` where it is known (anomalous images).
+
+    "accuracy" is that of the greedy answer, "accuracy_sampled" the mean over the answers sampled at temperature 1.
+    """
+    if quantity.startswith("accuracy"):
+        answer = np.array(measured["answer" if quantity == "accuracy" else "sampled"]).reshape(
+            len(measured["label"]), -1
+        )
+        return (np.array(measured["label"])[:, None] == answer).mean(1)
     return np.array([value for value in measured[quantity] if value is not None], dtype=float)
 
 
@@ -58,10 +65,10 @@ def paired(first: Runs, second: Runs, quantity: str) -> dict[str, Any]:
 
 
 def comparison(results: dict[str, Runs], pairs: list[tuple[str, str]]) -> str:
-    """Markdown of ``paired`` in points (hundredths) for accuracy and the pixel AUROC of two selections."""
+    """Markdown of ``paired`` in points (hundredths) for both accuracies and the pixel AUROC of two selections."""
     lines = ["| | quantity | points | 95 % over images | each seed |", "|---|---|---|---|---|"]
     for first, second in pairs:
-        for quantity in ("accuracy", "auroc_all", "auroc_both"):
+        for quantity in ("accuracy", "accuracy_sampled", "auroc_all", "auroc_both"):
             found = paired(results[first], results[second], quantity)
             seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
             cells = f"{100 * found['mean']:+.1f} | {100 * found['low']:+.1f} to {100 * found['high']:+.1f} | {seeds}"
@@ -75,23 +82,39 @@ def curve(paths: list[Path], key: str) -> Floats:
     return np.apply_along_axis(np.convolve, 1, logged, np.full(SMOOTH, 1 / SMOOTH), "valid")
 
 
-def plot(logs: dict[str, list[Path]], out: Path) -> None:
-    """Accuracy of the samples, J by class and KL to the warm start, against the step; band: +- 1 sd over seeds."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for color, (name, paths) in zip(plt.get_cmap("tab10").colors, logs.items(), strict=False):
-        _line(axes[0], curve(paths, "accuracy"), color, name)
-        _line(axes[1], curve(paths, "jaccard_1"), color, name)
-        _line(axes[1], curve(paths, "jaccard_0"), color, None, "--")
-        _line(axes[2], curve(paths, "kl"), color, name)
-    axes[0].set(title="Accuracy of the sampled responses", xlabel="step")
-    axes[1].set(title="J: anomalous (solid), normal (dashed)", xlabel="step")
-    axes[2].set(title="KL to the warm start, nats a token", xlabel="step", yscale="log")
-    axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=110)
+def plot(logs: dict[str, list[Path]], results: dict[str, Runs], out: Path) -> None:
+    """Curves over the steps (mean over seeds, band: +- 1 sd), and J of the held-out images by class."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    for color, (name, paths) in zip(COLORS, logs.items(), strict=False):
+        _line(axes[0, 0], curve(paths, "accuracy"), color, name)
+        _line(axes[0, 1], curve(paths, "kl"), color, name)
+        _line(axes[1, 0], curve(paths, "jaccard_1"), color, name)
+        _line(axes[1, 0], curve(paths, "jaccard_0"), color, None, "--")
+    axes[0, 0].set(title="accuracy of the sampled responses, training images")
+    axes[0, 1].set(title="KL to the warm start, nats a token", yscale="log")
+    axes[1, 0].set(title="J, training images: anomalous (solid), normal (dashed)", xlabel="step")
+    axes[0, 0].legend(fontsize=8)
+    _jaccard_boxes(axes[1, 1], results)
+    figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
+def _jaccard_boxes(axis: Any, results: dict[str, Runs]) -> None:
+    """J of every held-out image and seed, side by side: normal, then anomalous."""
+    for i, runs in enumerate(results.values()):
+        label = np.concatenate([run["measured"]["label"] for run in runs])
+        jaccard = np.concatenate([np.array(run["measured"]["jaccard"], dtype=float) for run in runs])
+        known = np.isfinite(jaccard)
+        by_class = [jaccard[known & (label == value)] for value in (0, 1)]
+        boxes = axis.boxplot(by_class, positions=[i - 0.2, i + 0.2], widths=0.3, patch_artist=True, sym="")
+        for box, shade in zip(boxes["boxes"], ("white", "lightgray"), strict=True):
+            box.set_facecolor(shade)
+    axis.set_xticks(range(len(results)), list(results), fontsize=8)
+    axis.set(title="J, held-out images: normal (white), anomalous (gray)")
+
+
 def _line(axis: Any, runs: Floats, color: Any, name: str | None, style: str = "-") -> None:
+    """The mean of ``runs`` [runs, steps] and its band."""
     steps, mean = np.arange(runs.shape[1]) + SMOOTH, runs.mean(0)
     axis.plot(steps, mean, style, color=color, label=name)
     if len(runs) > 1:

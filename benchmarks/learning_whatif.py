@@ -28,6 +28,7 @@ from realad_verl.method.anomaly_map import resize_map
 from realad_verl.method.config import ConsistencyConfig, MethodConfig, ReadoutConfig, ScoringConfig
 
 Floats = NDArray[np.float64]
+HARD = ConsistencyConfig()
 DEFAULT = {"layers": "all", "query": "at", "select": "both", "t": 5, "percentile": 95.0, "jaccard": "pairwise"}
 CHOICES: dict[str, tuple[Any, ...]] = {
     "t": (2, 3, 5, 8),
@@ -143,7 +144,22 @@ def describe(jaccard: Floats, labels: Floats, answers: Floats, quality: Floats) 
         "auroc, answer yes": separation(jaccard[answers == 1], label[answers == 1]),
         "with accuracy": within_group(reward, (answers == label).astype(float)),
         "with map": within_group(reward, quality),
+        "hard varies": varies(jaccard, label, (HARD.delta_1, HARD.delta_2)),
+        "calibrated varies": varies(jaccard, label, (best_cut(jaccard, label),) * 2),
     }
+
+
+def best_cut(jaccard: Floats, label: Floats) -> float:
+    """The J that parts the classes best, by balanced accuracy, among 100 quantiles."""
+    cuts = np.nanquantile(jaccard, np.linspace(0, 1, 101))
+    found = [(jaccard[label == 1] > cut).mean() + (jaccard[label == 0] < cut).mean() for cut in cuts]
+    return float(cuts[int(np.argmax(found))])
+
+
+def varies(jaccard: Floats, label: Floats, deltas: tuple[float, float]) -> float:
+    """Share of images whose responses do not all earn the same hard reward: only there it makes an advantage."""
+    hard = np.where(label == 1, jaccard > deltas[0], jaccard < deltas[1])
+    return float((hard.any(1) & ~hard.all(1)).mean())
 
 
 def markdown(rows: list[tuple[dict[str, Any], dict[str, float]]]) -> str:

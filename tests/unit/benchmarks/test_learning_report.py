@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from learning_report import SMOOTH, comparison, curve, paired, plot, table
-from learning_whatif import separation, within_group
+from learning_whatif import best_cut, separation, varies, within_group
 
 
 def a_run(right: list[int], **summary: float) -> dict:
@@ -14,7 +14,14 @@ def a_run(right: list[int], **summary: float) -> dict:
     label = [i % 2 for i in range(len(right))]
     answer = [value if good else 1 - value for value, good in zip(label, right, strict=True)]
     maps = [0.5 + 0.1 * good if value else None for value, good in zip(label, right, strict=True)]
-    measured = {"label": label, "answer": answer, "auroc_all": maps, "auroc_both": maps}
+    measured = {
+        "label": label,
+        "answer": answer,
+        "sampled": [[a, 1 - a] for a in answer],
+        "jaccard": [0.1, 0.2, 0.3, None] * (len(label) // 4),
+        "auroc_all": maps,
+        "auroc_both": maps,
+    }
     return {"summary": summary, "measured": measured}
 
 
@@ -48,8 +55,9 @@ def test_tables():
         "cgro": [a_run([1, 0], accuracy=0.25)] * 2,
     }
     assert table(runs).splitlines()[2] == "| accuracy | 0.600 +- 0.141 | 0.250 +- 0.000 |"
-    line = comparison(runs, [("cgro", "r1")]).splitlines()[2]
-    assert line.startswith("| cgro - r1 | accuracy | -25.0 | ") and line.endswith(" | -50.0, +0.0 |")
+    lines = comparison(runs, [("cgro", "r1")]).splitlines()[2:]
+    assert lines[0].startswith("| cgro - r1 | accuracy | -25.0 | ") and lines[0].endswith(" | -50.0, +0.0 |")
+    assert lines[1] == "| cgro - r1 | accuracy_sampled | +0.0 | +0.0 to +0.0 | +0.0, +0.0 |", "one of two is right"
 
 
 def test_curves_and_their_picture(tmp_path):
@@ -59,7 +67,8 @@ def test_curves_and_their_picture(tmp_path):
     logs = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
     mean = (SMOOTH - 1) / 2
     assert curve(logs, "accuracy") == pytest.approx(np.array([[mean, mean + 1, mean + 2]] * 2) + [[0], [1]])
-    plot({"r1": logs, "one seed": logs[:1]}, tmp_path / "out.png")
+    runs = [a_run([1, 0, 1, 1]), a_run([0, 1, 1, 1])]
+    plot({"r1": logs, "one seed": logs[:1]}, {"warm start": runs[:1], "r1": runs}, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -70,3 +79,13 @@ def test_separation_and_agreement_within_groups():
     assert np.isnan(separation(jaccard, np.zeros_like(label)))
     right = np.array([[0, 0, 1], [0, 1, 1]])
     assert within_group(jaccard, right) == pytest.approx(np.corrcoef([0.3, 0.4, 0.5], [0, 1, 1])[0, 1])
+
+
+def test_hard_reward_varies_only_where_a_group_straddles_its_threshold():
+    jaccard, label = (
+        np.array([[0.1, 0.2], [0.1, 0.4], [0.4, 0.6], [0.3, 0.4]]),
+        np.array([[0, 0], [0, 0], [1, 1], [1, 1]]),
+    )
+    assert varies(jaccard, label, (0.5, 0.3)) == 0.5, "the second image and the third"
+    assert varies(jaccard, label, (0.9, 0.9)) == 0.0
+    assert 0.2 < best_cut(jaccard, label) < 0.31
