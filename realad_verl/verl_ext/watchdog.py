@@ -16,33 +16,44 @@ from pathlib import Path
 import psutil
 
 from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.parts import Parts
 
 STACKS = "stacks.txt"
 DUMP_LIMIT_S = 60.0
+# Seconds that verl and Ray have for an error of their own, which says more, after a part has died.
+GRACE_S = 20.0
 
 
 class PhaseTimeout(Exception):
     """A phase took longer than its limit; the message names it."""
 
 
+class PartDied(Exception):
+    """A process of the run is gone and nothing reported it; the message names it."""
+
+
 class Watchdog:
-    """A context that raises :class:`PhaseTimeout` in the main thread when the heartbeat stands still.
+    """A context that raises in the main thread when the heartbeat stands still (:class:`PhaseTimeout`), or a part of
+    the run on this machine is gone and the run goes on waiting (:class:`PartDied`).
 
     The main thread waits in ``ray.get``, which a signal interrupts only where its handler raises KeyboardInterrupt: Ray
-    drops every other exception. Leaving the context turns it into PhaseTimeout.
+    drops every other exception. Leaving the context turns it into the right one.
 
     Args:
         folder: the run folder, where the heartbeat is read and the stacks are written.
         start_s: seconds that starting Ray, the workers and vLLM may take. 0: no limit.
         phase_s: seconds that one phase of a step may take. 0: no limit.
+        interval: seconds between two looks.
+        grace_s: seconds from the death of a part to PartDied.
     """
 
-    def __init__(self, folder: Path, start_s: float, phase_s: float, interval: float = 2.0):
+    def __init__(self, folder: Path, start_s: float, phase_s: float, interval: float = 2.0, grace_s: float = GRACE_S):
         self.folder, self.start_s, self.phase_s, self.interval = folder, start_s, phase_s, interval
+        self.grace_s, self._parts = grace_s, Parts()
         self._began = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._message = ""
+        self._error: Exception | None = None
 
     def __enter__(self) -> "Watchdog":
         self._previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)
@@ -53,8 +64,8 @@ class Watchdog:
         self._stop.set()
         self._thread.join(timeout=10)
         signal.signal(signal.SIGUSR1, self._previous)
-        if self._message and isinstance(error, KeyboardInterrupt):
-            raise PhaseTimeout(self._message) from error
+        if self._error is not None and isinstance(error, KeyboardInterrupt):
+            raise self._error from None
 
     def overdue(self, now: float) -> str | None:
         """The message of a phase that is over its limit at time ``now``, or None."""
@@ -70,15 +81,21 @@ class Watchdog:
             f"processes are in {self.folder / STACKS}. If the phase is slow rather than stuck, raise the limit."
         )
 
+    def _look(self) -> Exception | None:
+        now = time.time()
+        if lost := self._parts.lost(now, self.grace_s):
+            return PartDied(f"{', '.join(lost)} is gone, and the run waits for it.")
+        message = self.overdue(now)
+        return PhaseTimeout(message) if message is not None else None
+
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
-            message = self.overdue(time.time())
-            if message is not None:
-                self._message = message
+            self._error = self._look()
+            if self._error is not None:
                 try:
                     dump_stacks(self.folder / STACKS)
                 except OSError as error:  # a full disk must not keep a stuck job alive
-                    self._message += f" (They could not be written: {error}.)"
+                    self._error = type(self._error)(f"{self._error} The stacks could not be written: {error}.")
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 

@@ -1,11 +1,12 @@
 """The watchdog: what is overdue, and that a stuck main thread is freed with the cause."""
 
+import subprocess
 import time
 
 import pytest
 
 from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.watchdog import STACKS, PhaseTimeout, Watchdog, dump_stacks
+from realad_verl.verl_ext.watchdog import STACKS, PartDied, PhaseTimeout, Watchdog, dump_stacks
 
 
 def test_nothing_is_overdue_within_the_limit(tmp_path):
@@ -44,6 +45,25 @@ def test_a_dump_that_cannot_be_written_still_ends_the_job(tmp_path):
     (tmp_path / STACKS).mkdir()
     with pytest.raises(PhaseTimeout, match="could not be written"), Watchdog(tmp_path, 0, 0.2, interval=0.1):
         time.sleep(60)
+
+
+def test_a_part_that_died_is_named(tmp_path):
+    """A real process with a vLLM worker's title is killed; another, of a title that comes and goes, is not missed."""
+    heartbeat.write(tmp_path, "updating the rollout's weights", step=1, total_steps=9)
+    titles = ("VLLM::Worker", "ray::IDLE")
+    part, other = (subprocess.Popen(["bash", "-c", f"exec -a {title} sleep 100"]) for title in titles)
+    try:
+        said = pytest.raises(PartDied, match=rf"^VLLM::Worker \(pid {part.pid}\) is gone")
+        with said, Watchdog(tmp_path, 0, 60, interval=0.1, grace_s=1.0):
+            time.sleep(1)
+            other.kill()
+            time.sleep(2)
+            part.kill()
+            time.sleep(60)
+    finally:
+        for process in (part, other):
+            process.kill()
+            process.wait()
 
 
 def test_a_dump_has_a_limit(tmp_path):
