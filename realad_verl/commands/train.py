@@ -1,5 +1,6 @@
 """``realad train``: a thin front for verl's own PPO main."""
 
+import os
 import shlex
 import sys
 from typing import Annotated
@@ -41,7 +42,9 @@ def train(
     except RunFailed as error:
         resume_with = f"\nresume: {again}" if last_complete(folder) is not None else ""
         say(f"error: {error}{resume_with}", err=True)
-        sys.exit(1)
+        sys.stderr.flush()
+        # Not sys.exit: Ray's own exit handler would wait for what has died. A local Ray ends with this process.
+        os._exit(1)
     if stopped_at is not None:
         say(f"stopped on request after step {stopped_at}, saved. Continue with: {again}", err=True)
         sys.exit(0)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import traceback
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def _failure(folder: Path, error: BaseException) -> RunFailed:
     )
 
 
+def shut_down_ray(limit_s: float = 15.0) -> None:
+    """``ray.shutdown``, for ``limit_s`` seconds at most: it waits for a control store that may have died."""
+    import ray
+
+    thread = threading.Thread(target=ray.shutdown, name="ray shutdown", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+
+
 def train(config: DictConfig, resume: bool = False) -> int | None:
     """Run a recipe to its end. Blocks; Ctrl-C shuts the local Ray down before it propagates.
 
@@ -167,7 +177,6 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     limits = RealadSettings.from_config(config).watchdog
     prepare(config, resume)
 
-    import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -188,5 +197,5 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
             return last_complete(folder)
         raise _failure(folder, error) from error
     finally:
-        ray.shutdown()
+        shut_down_ray()
     return None

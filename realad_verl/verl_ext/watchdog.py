@@ -84,7 +84,7 @@ class Watchdog:
     def _look(self) -> Exception | None:
         now = time.time()
         if lost := self._parts.lost(now, self.grace_s):
-            return PartDied(f"{', '.join(lost)} is gone, and the run waits for it.")
+            return PartDied(f"{', '.join(lost)} is gone, and a run cannot go on without it.")
         message = self.overdue(now)
         return PhaseTimeout(message) if message is not None else None
 
