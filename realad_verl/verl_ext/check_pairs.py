@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from realad_verl.backbones import BACKBONES
 from realad_verl.errors import UserError
-from realad_verl.verl_ext.names import ENGINE, TRAINERS
+from realad_verl.verl_ext.names import AGENT_LOOP, ENGINE, SEEDED_AGENT_LOOP, TRAINERS
 from realad_verl.verl_ext.problem import Problem, Rule, Setup
 from realad_verl.verl_ext.settings import RealadSettings
 
@@ -17,8 +17,9 @@ OUR_REWARD = "pkg://reward_fns.compose"
 VERL_TRAINERS = ("sync", "colocate_async", "separate_async")
 FLASH = ("flash_attention_2", "flash_attention_3")
 READABLE = ("eager", "sdpa", *FLASH)
-# Image tokens of these families see each other in both directions, which packed sequences cannot express.
-BIDIRECTIONAL = ("gemma3", "paligemma")
+# Of these families of ours verl 0.9.1 loads the processor. Of any other it drops the images and trains on the text
+# alone, with no more than a warning (tests/contract/test_families.py).
+FAMILIES_WITH_IMAGES = ("glm4v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 # Where LoRA could sit in a vision encoder or projector, one name a family.
 VISION_LAYERS = (
     "model.visual.blocks.0.attn.qkv",
@@ -170,13 +171,6 @@ def packing(s: Setup) -> Iterator[Problem]:
         )
     if s.get(f"{ACTOR}.pad_to_length") and not packed:
         yield Problem(f"{ACTOR}.pad_to_length", True, "pads packs; use_remove_padding is false", "remove it")
-    if packed and s.facts and s.facts.model_type in BIDIRECTIONAL:
-        yield Problem(
-            f"{MODEL}.use_remove_padding",
-            True,
-            f"{s.facts.model_type}'s image tokens see both ways",
-            "false, with sdpa",
-        )
 
 
 def cpu_device(s: Setup) -> Iterator[Problem]:
@@ -209,8 +203,9 @@ def evidence_pairs(s: Setup) -> Iterator[Problem]:
     if s.rollout.multi_turn.enable:
         yield Problem(f"{ROLLOUT}.multi_turn.enable", True, "evidence is of one response to one image", "false")
     loop = s.rollout.agent.default_agent_loop
-    if loop != "single_turn_agent":
-        yield Problem(f"{ROLLOUT}.agent.default_agent_loop", loop, "evidence is of one response", "single_turn_agent")
+    if loop not in ("single_turn_agent", AGENT_LOOP, SEEDED_AGENT_LOOP):
+        fix = f"{AGENT_LOOP} (the base's value), or verl's single_turn_agent"
+        yield Problem(f"{ROLLOUT}.agent.default_agent_loop", loop, "evidence is of one response", fix)
     if s.get("algorithm.rollout_correction.bypass_mode"):
         yield Problem(
             "algorithm.rollout_correction.bypass_mode",
@@ -230,6 +225,14 @@ def backbone_is_known(s: Setup) -> Iterator[Problem]:
             s.model.path,
             f"model_type '{s.facts.model_type}' has no backbone entry; known: {', '.join(sorted(BACKBONES))}",
             "one of these, or add a family (docs/backbones.md)",
+        )
+    elif s.facts and s.facts.model_type not in FAMILIES_WITH_IMAGES:
+        yield Problem(
+            f"{MODEL}.path",
+            s.model.path,
+            f"verl 0.9.1 would train '{s.facts.model_type}' without its images; it loads processors of "
+            f"{', '.join(FAMILIES_WITH_IMAGES)}",
+            "a model of one of these families (docs/backbones.md)",
         )
     if s.facts and s.facts.model_type == "qwen3_vl" and s.config.data.image_patch_size != 16:
         yield Problem("data.image_patch_size", s.config.data.image_patch_size, "Qwen3-VL has patches of 16", "16")

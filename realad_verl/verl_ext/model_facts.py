@@ -38,9 +38,13 @@ KNOWN: dict[str, ModelFacts] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": ModelFacts(
         "qwen2_5_vl", 8.29e9, 0.68e9, 28, 3584, 28, 4, 128, 152064, 18944, 128000, 225
     ),
+    "Qwen/Qwen2-VL-7B-Instruct": ModelFacts(
+        "qwen2_vl", 8.29e9, 0.68e9, 28, 3584, 28, 4, 128, 152064, 18944, 32768, 225
+    ),
     "Qwen/Qwen3-VL-8B-Instruct": ModelFacts(
         "qwen3_vl", 8.77e9, 0.58e9, 36, 4096, 32, 8, 128, 151936, 12288, 262144, 169
     ),
+    # No recipe: verl would train them without images. Known here, so that a check can say so.
     "OpenGVLab/InternVL3-8B-hf": ModelFacts(
         "internvl", 7.94e9, 0.30e9, 28, 3584, 28, 4, 128, 151674, 18944, 32768, 256
     ),
