@@ -15,7 +15,7 @@ from realad_verl.verl_ext.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
-from realad_verl.verl_ext.watchdog import Watchdog
+from realad_verl.verl_ext.watchdog import PartDied, Watchdog
 
 METRICS = "metrics.jsonl"
 ERROR = "error.txt"
@@ -142,8 +142,11 @@ class RunFailed(Exception):
     """A run that died: the message says in which phase, of what, and where to go on."""
 
 
-def _failure(folder: Path, error: BaseException) -> RunFailed:
-    """Keep the whole traceback in the run folder; tell the person what died and what is saved."""
+def _failure(folder: Path, error: BaseException, lost: list[str]) -> RunFailed:
+    """Keep the whole traceback in the run folder; tell the person what died and what is saved.
+
+    ``lost``: processes of the run that are gone, which the error itself may not name.
+    """
     where = "The whole traceback is above"
     try:
         (folder / ERROR).write_text("".join(traceback.format_exception(error)))
@@ -154,7 +157,8 @@ def _failure(folder: Path, error: BaseException) -> RunFailed:
     phase = f"'{beat.phase}' of step {beat.step}" if beat is not None else "'starting Ray'"
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
     return RunFailed(
-        f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}\n{saved} "
+        f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}"
+        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and not isinstance(error, PartDied) else ''}\n{saved} "
         f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 
@@ -188,14 +192,15 @@ def train(config: DictConfig, resume: bool = False) -> int | None:
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     folder = run_folder(config)
+    watchdog = Watchdog(folder, limits.start_s, limits.phase_s)
     try:
         metrics = Path(os.environ["VERL_FILE_LOGGER_PATH"])
-        with RunProgress(folder, metrics), Watchdog(folder, limits.start_s, limits.phase_s):
+        with RunProgress(folder, metrics), watchdog:
             run_ppo(config, task_runner_class=_StopOnSigterm(TaskRunnerV1, folder))
     except Exception as error:
         if type(getattr(error, "cause", None)).__name__ == "StopRequested":
             return last_complete(folder)
-        raise _failure(folder, error) from error
+        raise _failure(folder, error, watchdog.lost()) from error
     finally:
         shut_down_ray()
     return None

@@ -67,6 +67,10 @@ class Watchdog:
         if self._error is not None and isinstance(error, KeyboardInterrupt):
             raise self._error from None
 
+    def lost(self) -> list[str]:
+        """The parts of the run on this machine that went first."""
+        return self._parts.lost(time.time(), grace_s=0)
+
     def overdue(self, now: float) -> str | None:
         """The message of a phase that is over its limit at time ``now``, or None."""
         beat = heartbeat.read(self.folder)
