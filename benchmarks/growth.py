@@ -25,13 +25,13 @@ from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import compute_evidence_batch
 
-BASE = {"tokens": 512, "responses": 2, "reasoning": 128, "side": 15, "layers": 2}
+BASE = {"tokens": 512, "responses": 1, "reasoning": 128, "side": 15, "layers": 2}
 AXES = {
-    "tokens": [256, 512, 1024, 2048, 4096],
-    "responses": [1, 2, 4, 8, 16],
+    "tokens": [256, 512, 1024, 2048],
+    "responses": [1, 2, 4, 8],
     "reasoning": [16, 32, 64, 128, 256],
     "side": [5, 7, 10, 14, 20],
-    "layers": [1, 2, 4, 8, 16],
+    "layers": [1, 2, 4, 8],
 }
 WORDS = 8
 

@@ -2,11 +2,11 @@
 
     python benchmarks/startup.py --train data/train.parquet [--variants tuned,untuned] [--rounds 1] [--json]
 
-Each round runs one one-step job of ``local/cgro_tiny_cpu`` per variant and samples the job's processes twice a second:
-Ray's, verl's and vLLM's, told by an environment variable that all inherit. CPU time rather than wall time says what a
-cut saves, since other work on the machine hardly changes it; wall time is reported too. ``untuned`` takes back bytecode
-compiled at installation, the forked vLLM worker and the short polling interval; it keeps the recipe's few processes,
-without which the job would not fit a small machine.
+Each round runs one one-step job of ``local/cgro_tiny_cpu`` per variant and samples the job's processes (the launcher's,
+Ray's, verl's and vLLM's) twice a second; ``--watch PID`` samples one that was started otherwise. CPU time rather than
+wall time says what a cut saves, since other work on the machine hardly changes it; wall time is reported too.
+``untuned`` takes back bytecode compiled at installation, the forked vLLM worker and the short polling interval; it
+keeps the recipe's few processes, without which the job would not fit a small machine.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 import psutil
 from _timing import hardware
 
-MARK = "REALAD_STARTUP_JOB"
 RECIPE = "local/cgro_tiny_cpu"
 JOB = ("trainer.total_training_steps=1", "data.train_batch_size=4", "actor_rollout_ref.rollout.n=4")
 # Environment and overrides of each variant. An empty prefix folder hides the compiled packages, as after an
@@ -33,18 +32,6 @@ VARIANTS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "tuned": ({}, ()),
     "untuned": (UNTUNED, ("realad.poll_interval=2.0",)),
 }
-
-
-def processes(mark: str) -> list[psutil.Process]:
-    """The job's processes, wherever Ray put them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
 
 
 def title(command: list[str]) -> str:
@@ -59,68 +46,90 @@ def title(command: list[str]) -> str:
 
 
 class Sampler:
-    """The last seen title, CPU seconds, and first and last sight of each process of a job."""
+    """The last seen title, CPU seconds, peak memory and first sight of a job's processes, all children of the first."""
 
-    def __init__(self, mark: str):
-        self.mark, self.began = mark, time.monotonic()
+    def __init__(self, job: psutil.Process):
+        self.job = job
         self.seen: dict[int, dict] = {}
 
+    def elapsed(self) -> float:
+        """Seconds since the job's first process began."""
+        return time.time() - self.job.create_time()
+
     def sample(self) -> None:
-        now = round(time.monotonic() - self.began, 1)
-        for process in processes(self.mark):
+        now = round(self.elapsed(), 1)
+        for process in [self.job, *self.job.children(recursive=True)]:
             try:
                 with process.oneshot():
                     times, name, rss = process.cpu_times(), title(process.cmdline()), process.memory_info().rss
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
             record = self.seen.setdefault(process.pid, {"first_s": now, "peak_mib": 0.0})
-            record |= {"title": name, "cpu_s": times.user + times.system, "last_s": now}
+            record |= {"title": name, "cpu_s": times.user + times.system}
             record["peak_mib"] = max(record["peak_mib"], rss / 2**20)
 
 
+def follow(job: psutil.Process, folder: Path, limit: float) -> dict:
+    """A job's processes and phases up to the end of its first step; raises TimeoutError after ``limit`` seconds."""
+    sampler, phases = Sampler(job), {}
+    metrics, beat = folder / "metrics.jsonl", folder / "heartbeat.json"
+    while not (metrics.exists() and metrics.read_text().endswith("\n")):
+        sampler.sample()
+        if beat.exists():
+            phases.setdefault(json.loads(beat.read_text())["phase"], round(sampler.elapsed(), 1))
+        if sampler.elapsed() > limit:
+            raise TimeoutError(f"no step within {limit:.0f} s: see {folder}.log")
+        time.sleep(0.5)
+    found = sorted(sampler.seen.values(), key=lambda p: -p["cpu_s"])
+    return {"wall_s": sampler.elapsed(), "cpu_s": sum(p["cpu_s"] for p in found), "phases": phases, "processes": found}
+
+
 def run_job(arguments: argparse.Namespace, variant: str, folder: Path) -> dict:
-    """One job; its processes and phases up to the end of the first step."""
+    """One job to its end."""
     environment, overrides = VARIANTS[variant]
     command = [sys.executable, "-m", "realad_verl.cli", "train", RECIPE, *JOB, *overrides, *arguments.overrides]
     command += [f"data.train_files={arguments.train}", f"data.val_files={arguments.train}"]
     command += [f"trainer.default_local_dir={folder}"]
-    sampler, phases = Sampler(str(folder)), {}
     with open(f"{folder}.log", "w") as log:
-        job = subprocess.Popen(command, env=os.environ | environment | {MARK: str(folder)}, stdout=log, stderr=log)
-        metrics = folder / "metrics.jsonl"
-        while job.poll() is None and not (metrics.exists() and metrics.read_text().endswith("\n")):
-            sampler.sample()
-            beat = folder / "heartbeat.json"
-            if beat.exists():
-                phases.setdefault(json.loads(beat.read_text())["phase"], round(time.monotonic() - sampler.began, 1))
-            if time.monotonic() - sampler.began > arguments.limit:
-                job.terminate()
-            time.sleep(0.5)
-        first_step = time.monotonic() - sampler.began
-        code = job.wait(timeout=arguments.limit)
-    if code:
-        raise SystemExit(f"the job of variant '{variant}' failed: see {folder}.log")
-    found = sorted(sampler.seen.values(), key=lambda p: -p["cpu_s"])
-    total = sum(p["cpu_s"] for p in found)
-    return {"wall_s": first_step, "cpu_s": total, "phases": phases, "processes": found}
+        job = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+        try:
+            result = follow(psutil.Process(job.pid), folder, arguments.limit)
+            job.wait(timeout=arguments.limit)
+        except BaseException:
+            job.terminate()
+            print(Path(f"{folder}.log").read_text()[-3000:], file=sys.stderr)
+            raise
+    return result
+
+
+def watch(pid: int, limit: float) -> dict:
+    """The same of a job that somebody else has just started."""
+    job = psutil.Process(pid)
+    name = "trainer.default_local_dir="
+    folder = next(part.removeprefix(name) for part in job.cmdline() if part.startswith(name))
+    return follow(job, Path(folder), limit)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="a prepared train.parquet")
+    parser.add_argument("--train", help="a prepared train.parquet")
+    parser.add_argument(
+        "--watch", type=int, metavar="PID", help="start nothing; sample the `realad train` with this pid"
+    )
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--limit", type=float, default=900, help="seconds a job may take")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all variants")
     arguments = parser.parse_args()
-    names = arguments.variants.split(",")
-    jobs: dict[str, list[dict]] = {name: [] for name in names}
+    jobs: dict[str, list[dict]] = {"watched": []} if arguments.watch else {n: [] for n in arguments.variants.split(",")}
+    if arguments.watch:
+        jobs["watched"].append(watch(arguments.watch, arguments.limit))
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(arguments.rounds):
-            for name in names:
-                jobs[name].append(run_job(arguments, name, Path(folder) / f"{name}{turn}"))
-                print(f"round {turn + 1}: {name} {jobs[name][-1]['cpu_s']:.0f} CPU s", file=sys.stderr)
+        for turn in range(0 if arguments.watch else arguments.rounds):
+            for name, runs in jobs.items():
+                runs.append(run_job(arguments, name, Path(folder) / f"{name}{turn}"))
+                print(f"round {turn + 1}: {name} {runs[-1]['cpu_s']:.0f} CPU s", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"hardware": hardware(), "jobs": jobs}, indent=1))
         return
