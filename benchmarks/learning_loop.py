@@ -26,7 +26,7 @@ from realad_verl.data.tiny_arch import IMAGE_SIZE
 from realad_verl.data.tiny_lessons import to_patches
 from realad_verl.data.tiny_rollout import TinyRollout
 from realad_verl.data.tiny_train import fast_patch_embedding
-from realad_verl.evidence import EvidenceBuilder
+from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import Evidence
@@ -100,6 +100,13 @@ class Evidences:
 
     def __call__(self, images: Tensor, responses: list[list[int]], ids: Tensor) -> tuple[Tensor, list[Evidence]]:
         """Images [B, ...], S responses and the same padded [B, n, R] -> log-probabilities [B, n, R], S evidences."""
+        log_p, plans, rows = self.read(images, responses, ids)
+        return log_p, self.builder.reduce(plans, rows)
+
+    def read(
+        self, images: Tensor, responses: list[list[int]], ids: Tensor
+    ) -> tuple[Tensor, list[EvidencePlan], list[Tensor]]:
+        """As ``__call__``, before the reduction."""
         prompt, outputs = self.rollout.prompt, {"image_grid_thw": self.rollout.grid}
         plans = [
             self.builder.plan(torch.cat([prompt, torch.tensor(r)]), len(prompt), outputs, batch_row=s // ids.shape[1])
@@ -117,7 +124,7 @@ class Evidences:
         ]
         with self.readout.reading(requests) as reading:
             log_p = self.packed(self.rollout.model, images, ids)
-        return log_p, self.builder.reduce(plans, reading.rows())
+        return log_p, plans, reading.rows()
 
 
 def reward(texts: list[str], labels: list[int], evidence: list[Evidence], cfg: LoopConfig) -> dict[str, np.ndarray]:
