@@ -4,9 +4,9 @@
 
 One axis at a time around a base point. ``readout_s`` is what the attention read-out itself took in one forward
 (``Reading.seconds``) of a decoder with Qwen2.5-0.5B's attention (14 heads of 64, 2 for keys) and a small MLP, which
-the read-out never sees; ``reduce_s`` is the reduction of so many rows to evidence. Each is the least of several rounds,
-since other work on the machine can only add. A law ``seconds = c * axis^k`` is fitted by least squares of the
-logarithms over an axis's upper half, where constant costs matter least.
+the read-out never sees; ``reduce_s`` is the reduction of so many rows to evidence. Each is the CPU time of the least of
+several rounds, since other work on the machine can only add. A line ``seconds = a + b * axis`` is fitted to each curve
+by least squares, with its largest error as a share of the measured value.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -66,15 +67,16 @@ def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     triples = smooth_rows(responses, reasoning, side)
     taken: dict[str, list[float]] = {"forward_s": [], "readout_s": [], "reduce_s": []}
     for _ in range(rounds + 1):
-        start = time.perf_counter()
-        with readout.reading(requests) as reading:
+        start = time.process_time()
+        with patch.object(time, "perf_counter", time.process_time), readout.reading(requests) as reading:
             model(input_ids=ids, use_cache=False)
-        taken["forward_s"].append(time.perf_counter() - start)
+        taken["forward_s"].append(time.process_time() - start)
         assert reading.rows()[0].shape == (reasoning, side * side + WORDS)
         taken["readout_s"].append(reading.seconds)
-        start = time.perf_counter()
+    for _ in range(5):
+        start = time.process_time()
         compute_evidence_batch(triples, MethodConfig())
-        taken["reduce_s"].append(time.perf_counter() - start)
+        taken["reduce_s"].append(time.process_time() - start)
     return {name: min(values) for name, values in taken.items()}
 
 
@@ -90,10 +92,11 @@ def smooth_rows(responses: int, reasoning: int, side: int) -> list:
     return made
 
 
-def law(values: list[float], seconds: list[float]) -> float:
-    """The exponent k of seconds = c * value^k over the upper half of the axis."""
-    half = len(values) // 2
-    return float(np.polyfit(np.log(values[half:]), np.log(seconds[half:]), 1)[0])
+def line(values: list[int], seconds: list[float]) -> dict[str, float]:
+    """``a`` (ms), ``b`` (ms a unit) and the largest relative error of seconds = a + b * value."""
+    b, a = np.polyfit(values, seconds, 1)
+    error = max(abs(a + b * v - s) / s for v, s in zip(values, seconds, strict=True))
+    return {"a_ms": 1e3 * a, "b_ms": 1e3 * b, "largest_error": error}
 
 
 def plot(curves: dict[str, list[dict]], path: Path) -> None:
@@ -108,7 +111,10 @@ def plot(curves: dict[str, list[dict]], path: Path) -> None:
         for name, label in (("readout_s", "read-out"), ("reduce_s", "reduction")):
             panel.loglog([r["value"] for r in records], [1e3 * r[name] for r in records], "o-", label=label)
         panel.set_xlabel({"side": "image tokens"}.get(axis, f"{axis} tokens" if axis == "reasoning" else axis))
-        panel.grid(True, which="both", alpha=0.3)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("")
+        panel.set_xticks([r["value"] for r in records])
+        panel.grid(True, alpha=0.3)
     axes[0].set_ylabel("milliseconds")
     axes[0].legend()
     figure.savefig(path, dpi=110)
@@ -128,20 +134,19 @@ def main() -> None:
         shown = [value**2 if axis == "side" else value for value in values]
         curves[axis] = [{"value": v, **measure(p, arguments.rounds)} for v, p in zip(shown, points, strict=True)]
         print(f"{axis} done", file=sys.stderr)
-    exponents = {
-        axis: {
-            name: law([r["value"] for r in records], [r[name] for r in records]) for name in ("readout_s", "reduce_s")
-        }
-        for axis, records in curves.items()
+    fits = {
+        axis: {part: line([r["value"] for r in rs], [r[part] for r in rs]) for part in ("readout_s", "reduce_s")}
+        for axis, rs in curves.items()
     }
     if arguments.plot:
         plot(curves, arguments.plot)
     if arguments.json:
-        print(json.dumps({"hardware": hardware(), "base": BASE, "curves": curves, "exponents": exponents}, indent=1))
+        print(json.dumps({"hardware": hardware(), "base": BASE, "curves": curves, "fits": fits}, indent=1))
         return
     for axis, records in curves.items():
-        k = exponents[axis]
-        print(f"{axis}: read-out ~ ^{k['readout_s']:.2f}, reduction ~ ^{k['reduce_s']:.2f}")
+        print(axis)
+        for part, fit in fits[axis].items():
+            print(f"  {part[:-2]}: {fit['a_ms']:.2f} ms + {fit['b_ms']:.4f} ms each, within {fit['largest_error']:.0%}")
         for r in records:
             times = ", ".join(f"{name[:-2]} {1e3 * r[name]:.2f} ms" for name in ("readout_s", "reduce_s", "forward_s"))
             print(f"  {r['value']:>5}: {times}")
