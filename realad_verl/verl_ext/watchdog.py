@@ -88,7 +88,7 @@ class Watchdog:
     def _look(self) -> Exception | None:
         now = time.time()
         if lost := self._parts.lost(now, self.grace_s):
-            return PartDied(f"{', '.join(lost)} is gone, and a run cannot go on without it.")
+            return PartDied(f"lost {', '.join(lost)}: a run cannot go on without.")
         message = self.overdue(now)
         return PhaseTimeout(message) if message is not None else None
 

@@ -53,7 +53,7 @@ def test_a_part_that_died_is_named(tmp_path):
     titles = ("VLLM::Worker", "ray::IDLE")
     part, other = (subprocess.Popen(["bash", "-c", f"exec -a {title} sleep 100"]) for title in titles)
     try:
-        said = pytest.raises(PartDied, match=rf"^VLLM::Worker \(pid {part.pid}\) is gone")
+        said = pytest.raises(PartDied, match=rf"^lost VLLM::Worker \(pid {part.pid}\):")
         with said, Watchdog(tmp_path, 0, 60, interval=0.1, grace_s=1.0):
             time.sleep(1)
             other.kill()
