@@ -21,6 +21,8 @@ from pathlib import Path
 import jobs
 import psutil
 
+from realad_verl.verl_ext.checkpoints import last_complete
+
 # Processes of a job by the start of their title. The launcher is the process that we started.
 PARTS = {
     "actor worker": "ray::WorkerDict",
@@ -97,9 +99,7 @@ class Soak:
 
     def saved(self) -> int:
         """The step of the checkpoint that a resume takes."""
-        tracker = self.folder / "latest_checkpointed_iteration.txt"
-        text = tracker.read_text() if tracker.exists() else ""
-        return int(text) if text.isdigit() else 0
+        return last_complete(self.folder) or 0
 
     def start(self, resume: bool) -> tuple[float | None, int]:
         """Start the job; seconds to its first new step (None: it never came) and that step."""
