@@ -6,6 +6,7 @@ import threading
 import traceback
 from pathlib import Path
 
+import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from realad_verl.errors import UserError
@@ -13,6 +14,7 @@ from realad_verl.verl_ext import heartbeat
 from realad_verl.verl_ext.cause import in_one_line
 from realad_verl.verl_ext.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
+from realad_verl.verl_ext.parts import ray_children
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.watchdog import PartDied, Watchdog
@@ -163,13 +165,22 @@ def _failure(folder: Path, error: BaseException, lost: list[str]) -> RunFailed:
     )
 
 
-def shut_down_ray(limit_s: float = 15.0) -> None:
-    """``ray.shutdown``, for ``limit_s`` seconds at most: it waits for a control store that may have died."""
+def shut_down_ray(limit_s: float = 15.0, grace_s: float = 5.0) -> None:
+    """``ray.shutdown``, and an end to what of a local Ray outlives it.
+
+    It gets ``limit_s`` seconds, since it waits for a control store that may have died; then Ray's processes below this
+    one have ``grace_s`` seconds to follow.
+    """
     import ray
 
+    left = ray_children()
     thread = threading.Thread(target=ray.shutdown, name="ray shutdown", daemon=True)
     thread.start()
     thread.join(limit_s)
+    _, alive = psutil.wait_procs({*left, *ray_children()}, timeout=grace_s)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=grace_s)
 
 
 def train(config: DictConfig, resume: bool = False) -> int | None:

@@ -17,6 +17,7 @@ LASTING = (
     "ray::TransferQueueController",
     "VLLM::",
 )
+OURS = ("ray::", "VLLM::")
 SERVERS = ("/raylet/raylet", "/gcs/gcs_server")
 
 
@@ -40,13 +41,21 @@ class Parts:
         return [f"{self._seen[pid]} (pid {pid})" for pid, since in self._gone_since.items() if since == first]
 
 
+def ray_children() -> list[psutil.Process]:
+    """Every process of Ray and vLLM below this one."""
+    return [process for process, title in _titled_children() if title.startswith(OURS) or title.endswith(SERVERS)]
+
+
 def _lasting_children() -> dict[int, str]:
-    found = {}
+    lasting = (item for item in _titled_children() if item[1].startswith(LASTING) or item[1].endswith(SERVERS))
+    return {process.pid: title.rpartition("/")[2] for process, title in lasting}
+
+
+def _titled_children() -> list[tuple[psutil.Process, str]]:
+    found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            title = (process.cmdline() or [""])[0]  # a zombie has none
+            found.append((process, (process.cmdline() or [""])[0]))  # a zombie has none
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if title.startswith(LASTING) or title.endswith(SERVERS):
-            found[process.pid] = title.rpartition("/")[2]
     return found
