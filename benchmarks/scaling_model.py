@@ -1,6 +1,6 @@
 """A model, not a measurement: what the evidence costs a training step on 1 to 1,024 GPUs.
 
-    python benchmarks/scaling_model.py [--worker-ms 1.7] [--trainer-ms 1.0] [--step-s 100] [--samples 16] [--json]
+    python benchmarks/scaling_model.py [--step-s 100] [--forward-s 15] [--samples 16] [--trainer-ms 1.1] [--json]
 
 Weak scaling: every GPU has the same number of samples a step, so a step's time stays the same but for what one process
 does for all samples. docs/scaling.md says where the defaults come from and what the model leaves out.
@@ -16,7 +16,8 @@ SUMMARY_BYTES = 24  # realad_verl.verl_ext.wire: 6 floats a sample
 def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
     """Seconds and megabytes of one step."""
     samples = gpus * a.samples
-    worker = a.samples * a.worker_ms / 1e3
+    reduction = a.samples * a.reasoning_tokens * a.reduce_us / 1e6
+    worker = a.readout_share * a.forward_s + reduction
     trainer = samples * a.trainer_ms / 1e3
     # The trainer reads response ids (8 bytes a token) and rm_scores (4) and writes rm_scores (4).
     traffic = samples * (SUMMARY_BYTES + 16 * a.response_tokens)
@@ -36,11 +37,11 @@ def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--worker-ms", type=float, default=1.7, help="read-out and reduction of a sample, on its worker"
-    )
-    parser.add_argument("--trainer-ms", type=float, default=1.0, help="reward of a sample, in the one trainer process")
     parser.add_argument("--step-s", type=float, default=100.0, help="a step without evidence; an assumption")
+    parser.add_argument("--forward-s", type=float, default=15.0, help="of it the log-prob forward; an assumption")
+    parser.add_argument("--readout-share", type=float, default=0.04, help="read-out over the forward; measured on CPU")
+    parser.add_argument("--reduce-us", type=float, default=3.5, help="reduction of a reasoning token; measured")
+    parser.add_argument("--trainer-ms", type=float, default=1.1, help="a sample's reward in the one trainer; measured")
     parser.add_argument("--samples", type=int, default=16, help="samples a GPU and step")
     parser.add_argument("--response-tokens", type=int, default=512)
     parser.add_argument("--reasoning-tokens", type=int, default=256)
