@@ -17,9 +17,8 @@ OUR_REWARD = "pkg://reward_fns.compose"
 VERL_TRAINERS = ("sync", "colocate_async", "separate_async")
 FLASH = ("flash_attention_2", "flash_attention_3")
 READABLE = ("eager", "sdpa", *FLASH)
-# Of these families of ours verl 0.9.1 loads the processor. Of any other it drops the images and trains on the text
-# alone, with no more than a warning (tests/contract/test_families.py).
-FAMILIES_WITH_IMAGES = ("glm4v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+# The families of ours whose images verl 0.9.1 brings to both vLLM and the actor (tests/contract/test_families.py).
+TRAINABLE_FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 # Where LoRA could sit in a vision encoder or projector, one name a family.
 VISION_LAYERS = (
     "model.visual.blocks.0.attn.qkv",
@@ -226,13 +225,13 @@ def backbone_is_known(s: Setup) -> Iterator[Problem]:
             f"model_type '{s.facts.model_type}' has no backbone entry; known: {', '.join(sorted(BACKBONES))}",
             "one of these, or add a family (docs/backbones.md)",
         )
-    elif s.facts and s.facts.model_type not in FAMILIES_WITH_IMAGES:
+    elif s.facts and s.facts.model_type not in TRAINABLE_FAMILIES:
+        lost = "with twice its image tokens in vLLM" if s.facts.model_type == "glm4v" else "without its images"
         yield Problem(
             f"{MODEL}.path",
             s.model.path,
-            f"verl 0.9.1 would train '{s.facts.model_type}' without its images; it loads processors of "
-            f"{', '.join(FAMILIES_WITH_IMAGES)}",
-            "a model of one of these families (docs/backbones.md)",
+            f"verl 0.9.1 would train '{s.facts.model_type}' {lost}; trainable: {', '.join(TRAINABLE_FAMILIES)}",
+            "a model of one of these families (docs/recipes.md says why)",
         )
     if s.facts and s.facts.model_type == "qwen3_vl" and s.config.data.image_patch_size != 16:
         yield Problem("data.image_patch_size", s.config.data.image_patch_size, "Qwen3-VL has patches of 16", "16")

@@ -24,6 +24,7 @@ from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext import wire
+from realad_verl.verl_ext.check_pairs import TRAINABLE_FAMILIES
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.sites import verl_sites
@@ -50,6 +51,13 @@ class EvidenceEngine(FSDPEngineWithLMHead):
     """FSDP engine whose forward-only steps return evidence when the batch asks for it."""
 
     def __init__(self, model_config, *args, **kwargs):
+        if model_config.processor is None:
+            # verl only warns, drops every image, and trains on the text.
+            raise UserError(
+                f"verl found no processor for actor_rollout_ref.model.path = {model_config.path}, so it would train "
+                f"without images. Families that train: {', '.join(TRAINABLE_FAMILIES)}. A model folder must hold its "
+                "processor's files (processor_config.json or preprocessor_config.json)."
+            )
         # verl builds the module by this name and knows only its own two.
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
