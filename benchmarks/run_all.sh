@@ -8,7 +8,7 @@ mkdir -p "$out"
 export OMP_NUM_THREADS=1
 images=$(mktemp -d)
 trap 'rm -rf "$images"' EXIT
-for name in reduction evidence_overhead prepare; do
+for name in reduction evidence_overhead prepare growth scaling_model localize; do
   echo "== $name" >&2
   python "$here/$name.py" --json >"$out/$name.json"
 done
@@ -16,3 +16,5 @@ echo "== step_overhead" >&2
 realad tiny images --out "$images/folder" --count 200 >&2
 realad prepare folder --root "$images/folder" --out "$images/data" --size 168 >&2
 python "$here/step_overhead.py" --train "$images/data/train.parquet" --json >"$out/step_overhead.json"
+echo "== startup" >&2
+python "$here/startup.py" --train "$images/data/train.parquet" --json >"$out/startup.json"
