@@ -49,12 +49,17 @@ def run_folder(config: DictConfig) -> Path:
     return Path(config.trainer.default_local_dir).expanduser().resolve()
 
 
+def _is_local(config: DictConfig) -> bool:
+    """Whether the run is on this machine's CPU alone, with a Ray of its own."""
+    return config.trainer.device == "cpu" and config.trainer.nnodes == 1 and "RAY_ADDRESS" not in os.environ
+
+
 def environment(config: DictConfig) -> dict[str, str]:
     """The environment variables that every process of the job needs; what the user has set already wins."""
     wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
     if config.trainer.device == "cpu":
         wanted |= CPU_ENVIRONMENT
-        if config.trainer.nnodes == 1 and "RAY_ADDRESS" not in os.environ:
+        if _is_local(config):
             wanted |= LOOPBACK_ENVIRONMENT
     if Path(config.actor_rollout_ref.model.path).expanduser().is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"
@@ -92,6 +97,9 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
         ray_init = config.ray_kwargs.setdefault("ray_init", {})
         ray_init.setdefault("runtime_env", {}).setdefault("env_vars", {})
         ray_init.runtime_env.env_vars = forwarded | dict(ray_init.runtime_env.env_vars)
+        if _is_local(config):
+            # Otherwise Ray joins whatever cluster it finds on this machine.
+            ray_init.setdefault("address", "local")
         if "RAY_ADDRESS" in os.environ:
             # The cluster is there already, with resources of its own; Ray refuses these for a driver that joins.
             for key in ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard"):

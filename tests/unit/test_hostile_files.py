@@ -90,3 +90,15 @@ def test_secrets_are_not_handed_to_ray_nor_stored(tmp_path, monkeypatch):
     assert variables["WANDB_PROJECT"] == "open" and not set(SECRETS) & set(variables)
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert written and not [path for path in written if b"s3cr3t" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
+def test_a_local_run_joins_no_other_cluster(tmp_path, monkeypatch, address):
+    """Ray by itself joins what it finds on the machine, perhaps another person's."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    config = compose_recipe("local/cgro_tiny_cpu", [f"trainer.default_local_dir={tmp_path}/run"])
+    prepare(config)
+    assert config.ray_kwargs.ray_init.get("address") == (None if address else "local")
