@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from learning_loop import LoopConfig, train
-from learning_report import comparison, plot, table
+from learning_report import by_surface, comparison, plot, table
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -226,6 +226,7 @@ def main() -> None:
     print(f"\n{hardware()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread")
     print(f"threshold from validation images: J = {best_threshold(validation):.3f}")
     report(results, control)
+    print(f"\n{by_surface([sample.surface for sample in images], results)}")
     logs = {name: [args.out / f"{name}-{seed}.jsonl" for seed in seeds] for name in names}
     plot(logs, results, args.out / "learning.png")
 

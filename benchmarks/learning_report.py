@@ -76,6 +76,20 @@ def comparison(results: dict[str, Runs], pairs: list[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def by_surface(surfaces: list[str], results: dict[str, Runs]) -> str:
+    """Markdown: share of "yes" among sampled answers, normal / anomalous images of each surface (one name an image)."""
+    lines = ["| surface | images | " + " | ".join(results) + " |", "|---" * (len(results) + 2) + "|"]
+    for surface in sorted(set(surfaces)):
+        here = np.array([name == surface for name in surfaces])
+        cells = []
+        for runs in results.values():
+            yes = np.mean([(np.array(run["measured"]["sampled"]) == 1).mean(1) for run in runs], axis=0)
+            label = np.array(runs[0]["measured"]["label"])
+            cells.append(" / ".join(f"{yes[here & (label == value)].mean():.2f}" for value in (0, 1)))
+        lines.append(f"| {surface} | {here.sum()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def curve(paths: list[Path], key: str) -> Floats:
     """A logged quantity of runs, smoothed over ``SMOOTH`` steps: [runs, steps - SMOOTH + 1]"""
     logged = np.array([[json.loads(line)[key] for line in path.read_text().splitlines()] for path in paths])
@@ -95,7 +109,9 @@ def plot(logs: dict[str, list[Path]], results: dict[str, Runs], out: Path) -> No
     axes[1, 0].set(title="J, training images: anomalous (solid), normal (dashed)", xlabel="step")
     axes[0, 0].legend(fontsize=8)
     _jaccard_boxes(axes[1, 1], results)
-    figure.savefig(out, dpi=100)
+    for axis in axes.flat:
+        axis.title.set_fontsize(9)
+    figure.savefig(out, dpi=90)
     plt.close(figure)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-from learning_report import SMOOTH, comparison, curve, paired, plot, table
+from learning_report import SMOOTH, by_surface, comparison, curve, paired, plot, table
 from learning_whatif import best_cut, separation, varies, within_group
 
 
@@ -58,6 +58,14 @@ def test_tables():
     lines = comparison(runs, [("cgro", "r1")]).splitlines()[2:]
     assert lines[0].startswith("| cgro - r1 | accuracy | -25.0 | ") and lines[0].endswith(" | -50.0, +0.0 |")
     assert lines[1] == "| cgro - r1 | accuracy_sampled | +0.0 | +0.0 to +0.0 | +0.0, +0.0 |", "one of two is right"
+
+
+def test_answers_by_surface():
+    first, second = a_run([1, 1, 1, 1]), a_run([1, 1, 1, 1])
+    first["measured"]["sampled"] = [[0, 0], [1, 0], [1, 1], [1, 1]]
+    second["measured"]["sampled"] = [[1, 0], [1, 1], [1, 1], [-1, 0]]
+    lines = by_surface(["wood", "wood", "tile", "tile"], {"r1": [first, second]}).splitlines()
+    assert lines[2:] == ["| tile | 2 | 1.00 / 0.50 |", "| wood | 2 | 0.25 / 0.75 |"]
 
 
 def test_curves_and_their_picture(tmp_path):
