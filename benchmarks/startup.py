@@ -94,7 +94,8 @@ def run_job(arguments: argparse.Namespace, variant: str, folder: Path) -> dict:
         job = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
         try:
             result = follow(psutil.Process(job.pid), folder, arguments.limit)
-            job.wait(timeout=arguments.limit)
+            if code := job.wait(timeout=arguments.limit):
+                raise RuntimeError(f"the job of variant '{variant}' ended with code {code}")
         except BaseException:
             job.terminate()
             print(Path(f"{folder}.log").read_text()[-3000:], file=sys.stderr)
