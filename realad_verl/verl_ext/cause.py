@@ -7,6 +7,11 @@ ADVICE = " Some common causes include"
 LIMIT = 300
 
 
+def is_death(error: BaseException) -> bool:
+    """Whether ``error`` is about a process that is gone, rather than one that failed and took the run down in order."""
+    return re.search(r"\bdied\b|\bdead\b|\bunavailable\b", str(error)) is not None
+
+
 def in_one_line(error: BaseException) -> str:
     """The last line of ``error``'s text, led by the Ray actor that died, where Ray names one."""
     text = str(error)

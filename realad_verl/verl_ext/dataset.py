@@ -27,8 +27,9 @@ BAD_ROW = (UserError, OSError, ValueError, TypeError, KeyError, AssertionError, 
 class TolerantDataset(RLHFDataset):
     """Rows as verl reads them, images decoded as `realad prepare` decodes them.
 
-    A row whose image cannot be decoded, or whose prompt and images do not fit, is replaced by the next one that can be
-    used, and says so under ``REPLACED``. UserError when no row can be used.
+    A row without an image, or whose image cannot be decoded, or whose prompt and images do not fit, is replaced by the
+    next one that can be used, and says so under ``REPLACED``. (verl 0.9.1 has no forward for a micro-batch without any
+    image: AttributeError ``mean``.) UserError when no row can be used.
     """
 
     def __getitem__(self, item):
@@ -37,7 +38,8 @@ class TolerantDataset(RLHFDataset):
             index = (int(item) + step) % len(self)
             try:
                 row = super().__getitem__(index)
-                _decode_images(row["raw_prompt"])
+                if not _decode_images(row["raw_prompt"]):
+                    raise UserError("the prompt has no image")
             except BAD_ROW as error:
                 reason = reason or f"row {index}: {type(error).__name__}: {error}"
                 logger.warning("row %d of the data cannot be used: %s", index, error)
@@ -48,9 +50,11 @@ class TolerantDataset(RLHFDataset):
         raise UserError(f"no row of {', '.join(self.data_files)} can be used; the first: {reason}")
 
 
-def _decode_images(messages) -> None:
-    """Decode now what verl opened lazily: a damaged file shows only when its pixels are read."""
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else ():
-            if part.get("type") == "image" and part.get("bytes") is not None:
-                part["image"] = load_image(io.BytesIO(part["bytes"]))
+def _decode_images(messages) -> int:
+    """Decode now what verl opened lazily: a damaged file shows only when its pixels are read. Returns how many."""
+    contents = (message["content"] for message in messages if isinstance(message["content"], list))
+    images = [part for content in contents for part in content if part.get("type") == "image"]
+    for part in images:
+        if part.get("bytes") is not None:
+            part["image"] = load_image(io.BytesIO(part["bytes"]))
+    return len(images)

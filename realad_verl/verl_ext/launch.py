@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from realad_verl.errors import UserError
 from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.cause import in_one_line
+from realad_verl.verl_ext.cause import in_one_line, is_death
 from realad_verl.verl_ext.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.parts import ray_children
 from realad_verl.verl_ext.progress import RunProgress
 from realad_verl.verl_ext.settings import RealadSettings
-from realad_verl.verl_ext.watchdog import PartDied, Watchdog
+from realad_verl.verl_ext.watchdog import Watchdog
 
 METRICS = "metrics.jsonl"
 ERROR = "error.txt"
@@ -168,7 +168,7 @@ def _failure(folder: Path, error: BaseException, lost: list[str]) -> RunFailed:
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
     return RunFailed(
         f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}"
-        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and not isinstance(error, PartDied) else ''}\n{saved} "
+        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and is_death(error) else ''}\n{saved} "
         f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 

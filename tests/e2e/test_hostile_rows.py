@@ -64,6 +64,8 @@ def hostile(good: dict) -> dict[str, dict]:
         "no image file": with_image(b"no pixels"),
         "20000 x 20000": with_image(huge_png(20_000)),
         "fewer images than places": asking("<image>" + question),
+        "no image": asking(prompt_text(), with_image()),
+        "image missing": with_image(),
         "good": good,
         # Dropped: it does not fit the model's context.
         "long prompt": asking(question + " again" * 600),
@@ -74,8 +76,6 @@ def hostile(good: dict) -> dict[str, dict]:
         "animated": with_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])),
         "no words": asking("<image>Is it all right?"),
         "two images": asking("<image>" + question, with_image(png, png)),
-        "no image": asking(prompt_text(), with_image()),
-        "image missing": with_image(),
         "label": good | {"reward_model": {"style": "rule", "ground_truth": "maybe"}},
     }
 
@@ -108,10 +108,9 @@ def test_the_run_goes_on_and_counts(tmp_path, prepared):
         return sum(steps[step].get(name, 0) for step in which)
 
     for epoch in ((1, 2), (3, 4)):
-        assert counted("rollout/replaced", *epoch) == 4 * N
+        assert counted("rollout/replaced", *epoch) == 6 * N
         assert counted("rollout/dropped", *epoch) == N
         assert counted("rollout/cut", *epoch) == 0
-        assert counted("evidence/problem/no_image", *epoch) == 2 * N
         assert counted("evidence/problem/multiple_images", *epoch) == N
         assert counted("evidence/unlabelled", *epoch) == N
     assert 1 <= counted("evidence/problem/no_words", 1, 2, 3, 4) <= 2 * N

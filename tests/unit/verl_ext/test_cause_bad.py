@@ -1,6 +1,6 @@
 """One line that names the part that died, out of texts that Ray 2.60 produced when parts of a run were killed."""
 
-from realad_verl.verl_ext.cause import in_one_line
+from realad_verl.verl_ext.cause import in_one_line, is_death
 
 ACTOR = """The actor died unexpectedly before finishing this task.
 \tclass_name: create_colocated_worker_cls.<locals>.WorkerDict
@@ -22,6 +22,7 @@ ValueError: no such thing
 def test_the_actor_that_died_is_named():
     line = in_one_line(RuntimeError(ACTOR))
     assert line.startswith("WorkerDict (pid 25947) died. The actor is dead because its worker process has died.")
+    assert is_death(RuntimeError(ACTOR)) and not is_death(RuntimeError(TASK))
     assert "common causes" not in line and "\n" not in line
 
 

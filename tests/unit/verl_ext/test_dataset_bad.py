@@ -53,14 +53,15 @@ def test_a_bad_row_is_replaced_and_says_why(tmp_path, dataset):
         row(tmp_path, "good", good),
         row(tmp_path, "cut", good[: len(good) // 2]),
         row(tmp_path, "two images, one place", good, images=2),
+        row(tmp_path, "no image", good, images=0),
         row(tmp_path, "also good", good),
         row(tmp_path, "text", b"no pixels"),
     ]
-    found = [dataset(rows)[i] for i in range(5)]
-    assert [f["extra_info"]["id"] for f in found] == ["good", "also good", "also good", "also good", "good"]
+    found = [dataset(rows)[i] for i in range(6)]
+    assert [f["extra_info"]["id"] for f in found] == ["good", *["also good"] * 4, "good"]
     reasons = [f["extra_info"].get("realad_replaced") for f in found]
-    assert reasons[0] is None and reasons[3] is None
-    for reason, words in ((1, "truncated"), (2, "image_offset"), (4, "cannot identify")):
+    assert reasons[0] is None and reasons[4] is None
+    for reason, words in ((1, "truncated"), (2, "image_offset"), (3, "no image"), (5, "cannot identify")):
         assert words in reasons[reason], reasons
     for one in found:
         (image,) = [part["image"] for part in one["raw_prompt"][0]["content"] if part["type"] == "image"]
