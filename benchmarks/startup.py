@@ -77,6 +77,8 @@ def follow(job: psutil.Process, folder: Path, limit: float) -> dict:
         sampler.sample()
         if beat.exists():
             phases.setdefault(json.loads(beat.read_text())["phase"], round(sampler.elapsed(), 1))
+        if job.status() == psutil.STATUS_ZOMBIE:
+            raise RuntimeError(f"the job ended before its first step: see {folder}.log")
         if sampler.elapsed() > limit:
             raise TimeoutError(f"no step within {limit:.0f} s: see {folder}.log")
         time.sleep(0.5)
