@@ -61,10 +61,10 @@ def test_a_few_kills(tmp_path, prepared):
 
 @pytest.fixture()
 def small_disk(tmp_path):
-    """A file system of its own with room for two checkpoints (12 MB each) and a half."""
+    """A file system of its own with room for two checkpoints (16 MB each) and a half."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=38m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a file system: {mounted.stderr.decode().strip()}")
     yield disk
