@@ -16,7 +16,7 @@ from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 
 # What peft puts around a module's name.
-WRAPPER, BASE, DOWN, UP = "base_model.model.", ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
+WRAPPER, BASE, DOWN, UP = "base_model.model.", ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 class EagerReference:
@@ -34,7 +34,7 @@ class EagerReference:
             name.removeprefix(WRAPPER): getattr(value, "_local_tensor", value)
             for name, value in torch.load(shard, weights_only=False).items()
         }
-        merged = {n.replace(BASE, ".weight"): value.clone() for n, value in saved.items() if ".lora_" not in n}
+        merged = {n.replace(BASE, "."): value.clone() for n, value in saved.items() if ".lora_" not in n}
         for name in (n for n in saved if n.endswith(DOWN)):
             module = name.removesuffix(DOWN)
             merged[f"{module}.weight"] += scale * saved[f"{module}{UP}"] @ saved[name]
