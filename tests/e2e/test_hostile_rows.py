@@ -67,7 +67,7 @@ def hostile(good: dict) -> dict[str, dict]:
         "no image": asking(prompt_text(), with_image()),
         "image missing": with_image(),
         "good": good,
-        # Dropped: it does not fit the model's context.
+        # Dropped, as are the next one and the one with two images: too long.
         "long prompt": asking(question + " again" * 600),
         # Trained on, perhaps without evidence.
         "over the limit, fits": asking(question + " again" * 40),
@@ -109,11 +109,9 @@ def test_the_run_goes_on_and_counts(tmp_path, prepared):
 
     for epoch in ((1, 2), (3, 4)):
         assert counted("rollout/replaced", *epoch) == 6 * N
-        assert counted("rollout/dropped", *epoch) == N
+        assert counted("rollout/dropped", *epoch) == 3 * N
         assert counted("rollout/cut", *epoch) == 0
-        assert counted("evidence/problem/multiple_images", *epoch) == N
         assert counted("evidence/unlabelled", *epoch) == N
-    assert 1 <= counted("evidence/problem/no_words", 1, 2, 3, 4) <= 2 * N
 
     assert listening == {"127.0.0.1"}
     written = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < 2**20]
