@@ -43,19 +43,32 @@ class Parts:
 
 def ray_children() -> list[psutil.Process]:
     """Every process of Ray and vLLM below this one."""
-    return [process for process, title in _titled_children() if title.startswith(OURS) or title.endswith(SERVERS)]
+    return [process for process, title, _ in _titled_children() if title.startswith(OURS) or title.endswith(SERVERS)]
 
 
 def _lasting_children() -> dict[int, str]:
-    lasting = (item for item in _titled_children() if item[1].startswith(LASTING) or item[1].endswith(SERVERS))
-    return {process.pid: title.rpartition("/")[2] for process, title in lasting}
+    titled = _titled_children()
+    titles = {process.pid: title for process, title, _ in titled}
+    parts = {}
+    for process, title, parent in titled:
+        lasting = title.startswith(LASTING) or title.endswith(SERVERS)
+        if lasting and not _is_fork(title, titles.get(parent, "")):
+            parts[process.pid] = title.rpartition("/")[2]
+    return parts
 
 
-def _titled_children() -> list[tuple[psutil.Process, str]]:
+def _is_fork(title: str, parent: str) -> bool:
+    """A child that carries its parent's title until it becomes something else: a subprocess about to start (W&B's
+    service, git), a vLLM worker. Ray's own workers are the raylet's children, never another worker's."""
+    return title == parent or (title.startswith("ray::") and parent.startswith("ray::"))
+
+
+def _titled_children() -> list[tuple[psutil.Process, str, int]]:
+    """Each process below this one, its title and its parent's pid."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            found.append((process, (process.cmdline() or [""])[0]))  # a zombie has none
+            found.append((process, (process.cmdline() or [""])[0], process.ppid()))  # a zombie has no title
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

@@ -3,6 +3,7 @@
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from realad_verl.verl_ext import heartbeat
@@ -64,6 +65,23 @@ def test_a_part_that_died_is_named(tmp_path):
         for process in (part, other):
             process.kill()
             process.wait()
+
+
+def test_a_fork_that_ends_is_no_lost_part(tmp_path):
+    """A subprocess that a part starts carries the part's title at first (W&B's service, git)."""
+    heartbeat.write(tmp_path, "sampling responses", step=1, total_steps=9)
+    named = "exec -a ray::TaskRunnerV1.run"
+    part = subprocess.Popen(["bash", "-c", f"{named} bash -c '({named} sleep 1.5); {named} sleep 100'"])
+    try:
+        with Watchdog(tmp_path, 0, 60, interval=0.1, grace_s=0.5) as watchdog:
+            time.sleep(1)
+            forked = psutil.Process(part.pid).children()
+            assert [p.cmdline()[0] for p in forked] == ["ray::TaskRunnerV1.run"]
+            time.sleep(3)
+            assert not forked[0].is_running() and watchdog.lost() == []
+    finally:
+        part.kill()
+        part.wait()
 
 
 def test_a_dump_has_a_limit(tmp_path):
