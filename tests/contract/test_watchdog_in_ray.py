@@ -13,7 +13,7 @@ from realad_verl.verl_ext import heartbeat
 from realad_verl.verl_ext.watchdog import PhaseTimeout, Watchdog
 
 folder = Path(sys.argv[1])
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
 stuck = ray.remote(lambda: time.sleep(100)).remote()
 heartbeat.write(folder, "sampling responses", step=2, total_steps=9)
 began = time.monotonic()
@@ -32,7 +32,7 @@ import os, time
 import psutil, ray
 from realad_verl.verl_ext.launch import shut_down_ray
 
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
 ray.get(ray.remote(lambda: 1).remote())
 children = psutil.Process().children(recursive=True)
 (store,) = [p for p in children if p.cmdline()[0].endswith("gcs_server")]

@@ -41,7 +41,7 @@ class Run:
 
 def environment() -> dict[str, str]:
     """This process's environment without what an outer job may have set."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VERL_", "VLLM_"))} | {
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VERL_", "VLLM_", "WANDB_"))} | {
         "WANDB_MODE": "disabled"
     }
 
