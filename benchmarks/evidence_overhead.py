@@ -29,15 +29,15 @@ from realad_verl.attention.readout import AttentionReadout, RowRequest
 COLUMNS = 15 * 15 + 8
 
 
-def build_model(layers: int) -> Any:
-    """A random decoder of Qwen2.5-0.5B's layer shape."""
+def build_model(layers: int, vocabulary: int = 1024, mlp: int = 4864) -> Any:
+    """A random decoder of Qwen2.5-0.5B's layer shape; ``mlp`` is the width of its feed-forward part."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=1024,
+        vocab_size=vocabulary,
         hidden_size=896,
-        intermediate_size=4864,
+        intermediate_size=mlp,
         num_hidden_layers=layers,
         num_attention_heads=14,
         num_key_value_heads=2,

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from _timing import hardware
+from evidence_overhead import build_model
 from scipy import ndimage
 
 from realad_verl.attention.readout import AttentionReadout, RowRequest
@@ -37,28 +38,10 @@ AXES = {
 WORDS = 8
 
 
-def build_model(layers: int) -> Any:
-    """A random decoder whose attention is that of Qwen2.5-0.5B."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=256,
-        hidden_size=896,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        attn_implementation="sdpa",
-    )
-    return Qwen2ForCausalLM(config).eval()
-
-
 @torch.no_grad()
 def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     """The least seconds of read-out and reduction at ``point``, and of the forward that carries the read-out."""
-    model = build_model(point["layers"])
+    model = build_model(point["layers"], vocabulary=256, mlp=128)
     tokens, responses, reasoning, side = (point[k] for k in ("tokens", "responses", "reasoning", "side"))
     ids = torch.randint(0, 256, (responses, tokens), generator=torch.Generator().manual_seed(0))
     queries, columns = torch.arange(tokens - reasoning, tokens), torch.arange(side * side + WORDS)
