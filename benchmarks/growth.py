@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
