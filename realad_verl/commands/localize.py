@@ -16,7 +16,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 
 def localize(
     images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
-    out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")],
+    out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")] = Path("maps"),
     model: Annotated[
         str | None, typer.Option(help="Model directory or hub id.", show_default="the tiny backbone of this package")
     ] = None,
@@ -49,6 +49,8 @@ def localize(
     from realad_verl.localize import Localizer
 
     transformers.logging.disable_progress_bar()
+    if model is None:
+        typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
     localizer = Localizer.from_pretrained(
         model if model is not None else tiny_model_dir(),
         method=config,
