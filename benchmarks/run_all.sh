@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every benchmark that runs on this machine, one JSON file each: benchmarks/run_all.sh RESULTS_FOLDER
-# Not here: evaluation_memory.py against anomalib (needs anomalib's own environment), learning.py (hours).
+# Not here: evaluation_memory.py against anomalib (needs anomalib's own environment), trl_peer.py (TRL's), learning.py (hours).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: benchmarks/run_all.sh RESULTS_FOLDER}

@@ -1,11 +1,17 @@
-"""What a CGRO step costs over a stock verl GRPO step, on the same stack, prompts and seed.
+"""What a CGRO step costs over a stock verl GRPO step, and what one with eager attention, on the same stack.
 
     python benchmarks/step_overhead.py --train data/train.parquet [--rounds 2] [--steps 8] [--json]
 
-Whole jobs of the local CPU recipe in turn: stock (verl's own trainer, engine and worker), CGRO with ``w_cons = 0``
-(evidence read, reduced and logged; the same rewards, hence the same updates), stock, CGRO, ... Compared are the phases
-that CGRO touches: old log-probs (which carry the read-out), advantage, actor update; generation waits on a polling
-interval and is left out. A job's first step (warm-up) does not count. Ratios are of medians over all counted steps.
+Whole jobs of the local CPU recipe in turn, same prompts, same seed, a seed to every response: so all sample the same.
+
+- stock: verl's own trainer, engine and worker;
+- cgro: evidence read, reduced and logged, with ``w_cons = 0`` (the same rewards, hence the same updates);
+- eager: cgro, but the attention comes from a second forward with ``output_attentions=True`` (``eager_evidence.py``).
+  That it is the same evidence is checked: row by row in the job, and by the metrics of the first step here.
+
+Compared are the phases that CGRO touches: old log-probs (which carry the read-out), advantage, actor update; generation
+waits on a polling interval and is left out. A job's first step (warm-up) does not count. Ratios are of medians over all
+counted steps.
 """
 
 import argparse
@@ -19,41 +25,63 @@ import tempfile
 from pathlib import Path
 
 PHASES = ("old_log_prob", "adv", "update_actor")
-STOCK = (
-    "trainer.v1.trainer_mode=sync",
-    "actor_rollout_ref.model.model_type=language_model",
-    "realad.w_cons=0",
-    "realad.evidence=false",
-)
-CGRO = ("realad.w_cons=0", "realad.log.every=0")
+# Without chunked prefill: on a CPU, vLLM cannot rewind a request's own generator after a part of its prompt.
+SAME_SAMPLES = ("realad.deterministic=true", "actor_rollout_ref.rollout.enable_chunked_prefill=false")
+COMMON = (*SAME_SAMPLES, "realad.w_cons=0", "realad.log.every=0")
+VARIANTS = {
+    "stock": (
+        "trainer.v1.trainer_mode=sync",
+        "actor_rollout_ref.model.model_type=language_model",
+        "realad.evidence=false",
+    ),
+    "cgro": (),
+    "eager": ("actor_rollout_ref.model.external_lib=eager_evidence",),
+}
 
 
-def run(variant: tuple[str, ...], arguments: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
-    """One job; returns the phase seconds of each counted step."""
-    command = [sys.executable, "-m", "realad_verl.cli", "train", arguments.recipe, *variant]
+def run(name: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+    """One job; returns the metrics of each step."""
+    command = [sys.executable, "-m", "realad_verl.cli", "train", arguments.recipe, *COMMON, *VARIANTS[name]]
     command += [f"data.train_files={arguments.train}", f"data.val_files={arguments.train}"]
     command += [f"trainer.total_training_steps={arguments.steps}", f"trainer.default_local_dir={folder}"]
     command += arguments.overrides
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with open(f"{folder}.log", "w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, timeout=arguments.limit)
-    records = [json.loads(line)["data"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    keys = [f"timing_s/{phase}" for phase in PHASES]
-    extra = ("evidence/seconds", "evidence/reward_seconds", "prompt_length/mean", "response_length/mean")
-    return [{key: r[key] for key in (*keys, *extra) if key in r} for r in records[1:]]
+        try:
+            subprocess.run(command, check=True, stdout=log, stderr=log, timeout=arguments.limit, env=environment)
+        except subprocess.SubprocessError:
+            print(Path(log.name).read_text()[-3000:], file=sys.stderr)
+            raise
+    return [json.loads(line)["data"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def summarise(stock: list[dict], cgro: list[dict]) -> dict:
-    """Medians and ratios of the phases and of their sum."""
-    result = {}
-    for phase in PHASES:
-        key = f"timing_s/{phase}"
-        a, b = (statistics.median(r[key] for r in records) for records in (stock, cgro))
-        result[phase] = {"stock_s": a, "cgro_s": b, "ratio": b / a}
-    totals = [[sum(r[f"timing_s/{p}"] for p in PHASES) for r in records] for records in (stock, cgro)]
-    a, b = map(statistics.median, totals)
-    result["together"] = {"stock_s": a, "cgro_s": b, "ratio": b / a, "spread_s": [_quartiles(t) for t in totals]}
-    parts = [r["evidence/seconds"] + r["evidence/reward_seconds"] for r in cgro]
-    result["evidence_seconds_measured_inside"] = statistics.median(parts)
+def assert_same_evidence(cgro: dict[str, float], eager: dict[str, float]) -> None:
+    """Raises RuntimeError where reward or evidence metrics of two jobs' first steps differ."""
+    names = [n for n in cgro if n.startswith(("reward/", "evidence/")) and not n.endswith(("seconds", "step_share"))]
+    other = [f"{n}: {cgro[n]} and {eager.get(n)}" for n in names if not abs(cgro[n] - eager.get(n, 9e9)) <= 1e-4]
+    if other or "evidence/jaccard/mean" not in names:
+        raise RuntimeError(f"cgro and eager jobs differ in their first step: {other or 'no evidence at all'}")
+
+
+def summarise(counted: dict[str, list[dict]]) -> dict:
+    """Medians of the phases and of their sum, for each variant, and their ratios to the first."""
+    result: dict = {}
+    for phase in (*PHASES, "together"):
+        keys = [f"timing_s/{p}" for p in (PHASES if phase == "together" else [phase])]
+        seconds = {name: [float(sum(r[key] for key in keys)) for r in records] for name, records in counted.items()}
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        base = medians[next(iter(medians))]
+        result[phase] = {
+            name: {"seconds": value, "ratio": value / base, "quartiles": _quartiles(seconds[name])}
+            for name, value in medians.items()
+        }
+    inside = ("evidence/seconds", "evidence/reward_seconds")
+    result["evidence_seconds_measured_inside"] = {
+        name: statistics.median(sum(r[key] for key in inside) for r in records)
+        for name, records in counted.items()
+        if inside[0] in records[0]
+    }
     return result
 
 
@@ -68,18 +96,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--limit", type=float, default=1200, help="seconds a job may take")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="ratios are to the first")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides for both variants")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all variants")
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {"stock": [], "cgro": []}
+    jobs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in arguments.variants.split(",")}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.rounds):
-            for name, variant in (("stock", STOCK), ("cgro", CGRO)):
-                results[name] += run(variant, arguments, Path(folder) / f"{name}{turn}")
+            for name in jobs:
+                jobs[name].append(run(name, arguments, Path(folder) / f"{name}{turn}"))
                 print(f"round {turn + 1}: {name} done", file=sys.stderr)
-    report = summarise(results["stock"], results["cgro"])
-    report |= {
-        "steps_counted": {name: len(records) for name, records in results.items()},
+            if {"cgro", "eager"} <= set(jobs):
+                assert_same_evidence(jobs["cgro"][turn][0], jobs["eager"][turn][0])
+    counted = {name: [record for records in runs for record in records[1:]] for name, runs in jobs.items()}
+    report = summarise(counted) | {
+        "steps_counted": {name: len(records) for name, records in counted.items()},
+        "response_tokens": {n: statistics.fmean(r["response_length/mean"] for r in c) for n, c in counted.items()},
         # realad_verl.verl_ext.wire: the reward moves the summary alone (6 floats); maps and tokens are for logging.
         "bytes_a_sample_for_the_reward": 24,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -88,8 +120,8 @@ def main() -> None:
         print(json.dumps(report, indent=1))
         return
     for phase in (*PHASES, "together"):
-        r = report[phase]
-        print(f"{phase:>14}: stock {r['stock_s']:.3f} s, CGRO {r['cgro_s']:.3f} s, ratio {r['ratio']:.3f}")
+        parts = [f"{name} {r['seconds']:.3f} s ({r['ratio']:.3f})" for name, r in report[phase].items()]
+        print(f"{phase:>14}: {', '.join(parts)}")
 
 
 if __name__ == "__main__":
