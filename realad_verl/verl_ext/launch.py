@@ -92,6 +92,9 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     with open_dict(config):
         if RealadSettings.from_config(config).deterministic:
             config.actor_rollout_ref.rollout.agent.default_agent_loop = SEEDED_AGENT_LOOP
+            if config.trainer.device == "cpu":
+                # After part of a prompt vLLM sets a seeded request's generator back, which PyTorch's CPU one can't do.
+                config.actor_rollout_ref.rollout.enable_chunked_prefill = False
         config.trainer.default_local_dir = str(folder)
         config.trainer.resume_mode = "auto" if resume else "disable"
         ray_init = config.ray_kwargs.setdefault("ray_init", {})
