@@ -14,8 +14,8 @@ app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_i
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
-    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 400,
-    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 800,
+    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 300,
+    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 1200,
     joint_steps: Annotated[int, typer.Option(help="Steps after, in which both learn together.")] = 500,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,

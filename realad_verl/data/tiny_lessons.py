@@ -9,6 +9,7 @@ more than the cost of one, since the image is most of the tokens.
 Letters: B samples, T tokens of the whole sequence, L its length without the image prefix.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +135,11 @@ class Lessons(Dataset):
             *(self._answer(caption, CAPTION_TOKENS, self.caption_weights, 1.0) for caption in captions),
         ]
         ids, weights = (sum(column, []) for column in zip(*parts, strict=True))
-        return torch.from_numpy(sample.image), torch.tensor(ids), torch.tensor(weights), patch_names(sample)
+        return torch.from_numpy(sample.image), torch.tensor(ids), torch.tensor(weights), self._names(sample)
+
+    @staticmethod
+    def _names(sample: ProceduralSample) -> Tensor:
+        return patch_names(sample.surface, [(sample.defect_type, sample.mask)] if sample.defect_type else [])
 
     def _answer(self, text: str, room: int, weights: dict[str, float], other: float) -> tuple[list[int], list[float]]:
         """Ids of the answer and their loss weights, filled up to ``room``."""
@@ -144,11 +149,33 @@ class Lessons(Dataset):
         return ids + [self.tokenizer.pad_token_id] * (room - len(ids)), each + [0.0] * (room - len(ids))
 
 
-def patch_names(sample: ProceduralSample) -> Tensor:
-    """What each image token shows, [144], as an index into ``NAMES``: the defect where it covers enough of it."""
-    covered = sample.mask.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)) > PATCH_SHARE
-    defect = NAMES.index(sample.defect_type or sample.surface)
-    return torch.where(torch.from_numpy(covered).flatten(), defect, NAMES.index(sample.surface))
+class NamingLessons(Dataset):
+    """Item i: an image with several defects, uint8 [H, W, 3], and what each of its image tokens shows [144].
+
+    A caption tells of one defect; a name needs no caption, and defects are what few image tokens of a lesson show.
+    """
+
+    def __init__(self, *, seed: int, length: int, defects: int):
+        self.samples, self.length, self.defects = ProceduralDefects(IMAGE_SIZE, "source", seed), length, defects
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, surface, found = self.samples.crowded(index, self.defects)
+        return torch.from_numpy(image), patch_names(surface, found)
+
+
+def patch_names(surface: str, defects: Iterable[tuple[str, np.ndarray]]) -> Tensor:
+    """What each image token shows [144], an index into ``NAMES``: a defect that covers enough of it, or the surface.
+
+    ``defects``: (kind, mask) of each; the later one counts where two lie on the same token.
+    """
+    names = torch.full((GRID * GRID,), NAMES.index(surface))
+    for kind, mask in defects:
+        covered = mask.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)) > PATCH_SHARE
+        names[torch.from_numpy(covered.ravel())] = NAMES.index(kind)
+    return names
 
 
 def touched_places(mask: np.ndarray) -> set[str]:

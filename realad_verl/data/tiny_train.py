@@ -20,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from realad_verl.data.procedural import ProceduralDefects
 from realad_verl.data.procedural.captions import SOURCE_SURFACES
 from realad_verl.data.tiny_arch import GRID, IMAGE_SIZE, PATCH
-from realad_verl.data.tiny_lessons import NAMES, PLACES_TOLD, PROMPT, Lessons, lesson_sheet, to_patches
+from realad_verl.data.tiny_lessons import NAMES, PLACES_TOLD, PROMPT, Lessons, NamingLessons, lesson_sheet, to_patches
 
 WHITENING_FLOOR = 0.05  # variance below which a component counts as noise (a component sums over many pixels)
 NAMING_TEMPERATURE = 0.07
@@ -32,12 +32,13 @@ class TrainConfig:
     """Settings of the warm start, all ours.
 
     ``naming_steps`` train the vision tower alone to name what each image token shows, in the language model's own
-    words; ``steps`` then train the language model to talk, the vision tower frozen; ``joint_steps`` train both, at
-    ``joint_lr``, with the naming kept at weight ``naming_weight``.
+    words, on images with ``naming_defects`` defects each; ``steps`` then train the language model to talk, the vision
+    tower frozen; ``joint_steps`` train both, at ``joint_lr``, with the naming kept at weight ``naming_weight``.
     """
 
-    steps: int = 400
-    naming_steps: int = 800
+    steps: int = 300
+    naming_steps: int = 1200
+    naming_defects: int = 3
     joint_steps: int = 500
     naming_weight: float = 0.3
     batch: int = 16
@@ -169,12 +170,12 @@ def warm_start(
 ) -> float:
     """Train ``model`` in place; returns the seconds. ``on_step`` gets the step, over both stages, and the losses."""
     lesson_loss = LessonLoss(model, processor)
-    total = cfg.naming_steps + cfg.steps + cfg.joint_steps
+    naming = NamingLessons(seed=cfg.seed, length=cfg.naming_steps * cfg.batch, defects=cfg.naming_defects)
     lessons = Lessons(
         processor.tokenizer,
         lesson_loss.sheet,
         seed=cfg.seed,
-        length=total * cfg.batch,
+        length=(cfg.steps + cfg.joint_steps) * cfg.batch,
         informative_weight=cfg.informative_weight,
     )
     started = time.monotonic()
@@ -182,15 +183,15 @@ def warm_start(
     model.train()
     patch_embed: Any = model.model.visual.patch_embed
     patch_embed.forward = fast_patch_embedding(model)
-    batches = iter(DataLoader(lessons, cfg.batch, num_workers=1, prefetch_factor=4))
+    named, told = (iter(DataLoader(each, cfg.batch, num_workers=1, prefetch_factor=4)) for each in (naming, lessons))
     tower, talker = list(model.model.visual.parameters()), list(model.model.language_model.parameters())
     stages = (
-        (tower, cfg.naming_steps, cfg.lr, lambda images, ids, weights, names: lesson_loss.name(images, names)),
-        (talker, cfg.steps, cfg.lr, lambda images, ids, weights, names: lesson_loss(images, ids, weights, None)),
-        (tower + talker, cfg.joint_steps, cfg.joint_lr, lesson_loss),
+        (tower, cfg.naming_steps, cfg.lr, named, lesson_loss.name),
+        (talker, cfg.steps, cfg.lr, told, lambda images, ids, weights, names: lesson_loss(images, ids, weights, None)),
+        (tower + talker, cfg.joint_steps, cfg.joint_lr, told, lesson_loss),
     )
     done = 0
-    for parameters, steps, lr, losses_of in stages:
+    for parameters, steps, lr, batches, losses_of in stages:
         optimizer, schedule = _optimizer(parameters, steps, lr, cfg)
         for _ in range(steps):
             losses = losses_of(*next(batches))

@@ -4,7 +4,7 @@ Two domains: *source*, on which the tiny backbone is warm-started, and *shifted*
 and some kinds of defect that the source lacks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from realad_verl.data.procedural.defects import DEFECTS, Scene
 from realad_verl.data.procedural.noise import Noise
 from realad_verl.data.procedural.objects import OBJECTS
 from realad_verl.data.procedural.surfaces import TEXTURES, Surface
+from realad_verl.data.procedural.variety import varied
 from realad_verl.errors import bad_value
 
 SURFACES = TEXTURES | OBJECTS
@@ -32,18 +33,20 @@ class Domain:
     """What a domain's images show.
 
     ``strength`` is the range of a defect's opacity; ``visible`` the smallest mean change over the mask (of a colour
-    channel in [0, 1]) that still counts as a defect: fainter draws are drawn again.
+    channel in [0, 1]) that still counts as a defect: fainter draws are drawn again. ``vary``: surfaces in a greater
+    variety than their own, see `varied`.
     """
 
     surfaces: tuple[str, ...]
     defects: tuple[str, ...]
     strength: tuple[float, float]
     visible: float
+    vary: bool
 
 
 DOMAINS = {
-    "source": Domain(SOURCE_SURFACES, SOURCE_DEFECTS, (0.35, 0.95), 0.05),
-    "shifted": Domain(SHIFTED_SURFACES, SHIFTED_DEFECTS, (0.25, 0.75), 0.035),
+    "source": Domain(SOURCE_SURFACES, SOURCE_DEFECTS, (0.35, 0.95), 0.05, True),
+    "shifted": Domain(SHIFTED_SURFACES, SHIFTED_DEFECTS, (0.3, 0.85), 0.05, False),
 }
 
 
@@ -83,12 +86,8 @@ class ProceduralDefects:
         self.size, self.name, self.domain, self.seed = size, domain, DOMAINS[domain], seed
 
     def __getitem__(self, index: int) -> ProceduralSample:
-        if index < 0:
-            raise IndexError(f"index {index} is negative; the sequence has no end to count from")
-        rng = np.random.default_rng([self.seed, list(DOMAINS).index(self.name), index])
-        noise = Noise(rng, self.size, self.seed)
-        surface_name = str(rng.choice(self.domain.surfaces))
-        surface = SURFACES[surface_name](noise)
+        surface_name, surface, noise = self._clean(index)
+        rng = noise.rng
         image, mask, facts = surface.image, np.zeros((self.size, self.size), bool), Facts(surface_name)
         if index % 2:
             image, mask, facts = self._damage(surface, noise, surface_name)
@@ -102,6 +101,29 @@ class ProceduralDefects:
             caption=reasoning(facts, rng),
             facts=facts,
         )
+
+    def crowded(self, index: int, defects: int) -> tuple[np.ndarray, str, list[tuple[str, np.ndarray]]]:
+        """Another image ``index``, with several defects: uint8 [H, W, 3], its surface, and (kind, mask) of each defect.
+
+        A later defect lies over an earlier one.
+        """
+        name, surface, noise = self._clean(index)
+        found = []
+        for _ in range(defects):
+            image, mask, facts = self._damage(surface, noise, name)
+            surface = replace(surface, image=image)
+            found.append((str(facts.defect_type), mask))
+        return _finish(surface.image, noise.rng), name, found
+
+    def _clean(self, index: int) -> tuple[str, Surface, Noise]:
+        """The surface of image ``index``, its name, and the noise to go on with."""
+        if index < 0:
+            raise IndexError(f"index {index} is negative; the sequence has no end to count from")
+        rng = np.random.default_rng([self.seed, list(DOMAINS).index(self.name), index])
+        noise = Noise(rng, self.size, self.seed)
+        name = str(rng.choice(self.domain.surfaces))
+        surface = SURFACES[name](noise)
+        return name, varied(surface, rng) if self.domain.vary else surface, noise
 
     def _damage(self, surface: Surface, noise: Noise, name: str) -> tuple[np.ndarray, np.ndarray, Facts]:
         """Draw defects until one is visible; the last attempt is at full strength."""

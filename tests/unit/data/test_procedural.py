@@ -12,6 +12,8 @@ from realad_verl.data.procedural.captions import PLACES, place_answers, place_na
 from realad_verl.data.procedural.dataset import SURFACES
 from realad_verl.data.procedural.defects import DEFECTS, Scene
 from realad_verl.data.procedural.noise import Noise
+from realad_verl.data.procedural.surfaces import Surface
+from realad_verl.data.procedural.variety import varied
 from realad_verl.errors import UserError
 
 
@@ -117,3 +119,28 @@ def test_bad_settings_are_named(arguments):
 def test_no_negative_index():
     with pytest.raises(IndexError):
         _ = ProceduralDefects(64)[-1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_variety_moves_a_surface_and_where_a_defect_may_lie_alike(seed):
+    inside = np.zeros((40, 40), bool)
+    inside[5:20, 8:35] = True
+    image = np.where(inside[..., None], np.float32(0.7), np.float32(0.3)).repeat(3, 2)
+    shown = varied(Surface(image, image * 0, inside), np.random.default_rng(seed))
+    assert shown.inside.sum() == inside.sum()
+    assert np.unique(shown.image[shown.inside]).size == np.unique(shown.image[~shown.inside]).size == 1
+    assert 0.02 <= shown.image.min() < shown.image.max() <= 0.98
+    again = varied(Surface(image, image * 0, inside), np.random.default_rng(seed))
+    assert (again.image == shown.image).all() and (again.beneath == shown.beneath).all()
+
+
+def test_a_crowded_image_says_where_each_defect_is():
+    source = ProceduralDefects(168, "source", 3)
+    for index in range(6):
+        image, surface, defects = source.crowded(index, 3)
+        assert image.shape == (168, 168, 3) and surface in DOMAINS["source"].surfaces and len(defects) == 3
+        assert all(kind in DOMAINS["source"].defects and mask.any() for kind, mask in defects)
+        bare, _, none = source.crowded(index, 0)
+        touched = np.any([mask for _, mask in defects], 0)
+        change = np.abs(image.astype(int) - bare).mean(2)
+        assert not none and change[touched].mean() > 2 * change[~touched].mean()

@@ -19,8 +19,10 @@ from realad_verl.data.tiny_arch import GRID, IMAGE_SIZE, new_model
 from realad_verl.data.tiny_lessons import (
     CAPTION_1,
     CAPTION_2,
+    NAMES,
     PLACES_TOLD,
     Lessons,
+    NamingLessons,
     prompt_ids,
     to_patches,
     touched_places,
@@ -220,3 +222,17 @@ def test_command_line(tmp_path):
     assert runner.invoke(app, ["tiny", "path"]).stdout.strip() == str(tiny_model_dir())
     wrong = runner.invoke(app, ["tiny", "images", "--out", str(tmp_path / "j"), "--count", "0"])
     assert isinstance(wrong.exception, UserError)
+
+
+def test_naming_lessons_name_the_last_defect_on_a_token():
+    lessons = NamingLessons(seed=5, length=3, defects=3)
+    assert len(lessons) == 3
+    for index in range(3):
+        image, names = lessons[index]
+        _, surface, defects = ProceduralDefects(IMAGE_SIZE, "source", 5).crowded(index, 3)
+        wanted = np.full((12, 12), NAMES.index(surface))
+        for kind, mask in defects:
+            for row, column in np.ndindex(12, 12):
+                if mask[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14].mean() > 0.05:
+                    wanted[row, column] = NAMES.index(kind)
+        assert image.shape == (168, 168, 3) and (names.view(12, 12).numpy() == wanted).all()
