@@ -96,7 +96,7 @@ def test_a_lost_node(tmp_path, prepared):
     with cluster() as ray:
         process = start_and_wait(folder, prepared, two, address=ray.address)
         began = time.monotonic()
-        ray.raylets()[1].kill()
+        ray.lose_node()
         # What ran on the other node outlives the launcher: it ends when Ray has given its owner up.
         run = finish(process, folder, LIMIT, grace=120)
         print(f"ended {run.seconds:.1f} s, nothing left {time.monotonic() - began:.1f} s after the node was lost")
