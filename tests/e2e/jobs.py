@@ -114,10 +114,10 @@ print("ADDRESS", cluster.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "add":
         cluster.add_node(**node)
+        cluster.wait_for_nodes(60)  # until Ray knows, too, that the lost one is lost
     else:
-        raylet = second.all_processes["raylet"][0].process
-        raylet.kill()
-        raylet.wait()  # Ray's workers take a raylet that nobody has waited for to be alive
+        # kill -9, and a wait for what was killed: Ray's workers take a raylet that is a zombie to be alive.
+        cluster.remove_node(second, allow_graceful=False)
     print("DONE", flush=True)
 cluster.shutdown()
 """
@@ -142,7 +142,7 @@ class Cluster:
         self._do("lose")
 
     def add_node(self) -> None:
-        """Another raylet, as when a node comes back."""
+        """Another raylet, as when a node comes back; returns when Ray knows which nodes it has."""
         self._do("add")
 
     def _do(self, what: str) -> None:
