@@ -1,7 +1,8 @@
-"""The processes that make up a run on this machine, and which of them have died.
+"""The parts that make up a run, and which of them have died.
 
 Some deaths reach verl as an exception within seconds. Others leave it waiting for an answer that can't come: a vLLM
-engine or a sample store that is gone while weights or samples are on their way to it. The watchdog looks itself.
+engine, a sample store or a node that is gone while weights or samples are on their way to it. The watchdog looks
+itself.
 """
 
 import psutil
@@ -21,24 +22,59 @@ OURS = ("ray::", "VLLM::")
 SERVERS = ("/raylet/raylet", "/gcs/gcs_server")
 
 
-class Parts:
-    """The lasting processes below this one: of a local Ray, all; of a cluster that was there before, none."""
-
+class _Parts:
     def __init__(self) -> None:
-        self._seen: dict[int, str] = {}
-        self._gone_since: dict[int, float] = {}
+        self._seen: dict[int | str, str] = {}
+        self._gone_since: dict[int | str, float] = {}
+
+    def _alive(self) -> dict[int | str, str]:
+        """The name of each part that is alive, by what it is known by."""
+        raise NotImplementedError
 
     def lost(self, now: float, grace_s: float) -> list[str]:
         """Parts that have been gone for ``grace_s`` seconds at time ``now``; called again and again."""
-        alive = _lasting_children()
+        alive = self._alive()
         self._seen |= alive
-        for pid in self._seen.keys() - alive.keys():
-            self._gone_since.setdefault(pid, now)
+        for part in self._seen.keys() - alive.keys():
+            self._gone_since.setdefault(part, now)
         if all(now - since < grace_s for since in self._gone_since.values()):
             return []
         # When a raylet dies, its workers follow or leave this tree: name the first that was missed.
         first = min(self._gone_since.values())
-        return [f"{self._seen[pid]} (pid {pid})" for pid, since in self._gone_since.items() if since == first]
+        return [self._seen[part] for part, since in self._gone_since.items() if since == first]
+
+
+class Processes(_Parts):
+    """The lasting processes below this one: of a local Ray, all; of a cluster that was there before, none."""
+
+    def _alive(self) -> dict[int | str, str]:
+        return {pid: f"{name} (pid {pid})" for pid, name in _lasting_children().items()}
+
+
+class Actors(_Parts):
+    """The lasting actors of this process's job on a cluster that was there before, wherever they run.
+
+    Not of a local Ray: its processes are looked at, and asking a control store that died takes a minute.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = False
+
+    def _alive(self) -> dict[int | str, str]:
+        import ray  # not before the environment is set
+        from ray._private.state import actors
+
+        self._local = self._local or any(title.endswith(SERVERS) for _, title, _ in _titled_children())
+        if self._local or not ray.is_initialized():
+            return {}
+        try:
+            job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+            alive = actors(job_id=job, actor_state_name="ALIVE")
+        except Exception:  # the control store does not answer: who lives is not known
+            return dict(self._seen)
+        titled = {actor: (f"ray::{a['ActorClassName']}", a["Address"]["IPAddress"]) for actor, a in alive.items()}
+        return {actor: f"{title} on {node}" for actor, (title, node) in titled.items() if title.startswith(LASTING)}
 
 
 def ray_children() -> list[psutil.Process]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.parts import Parts
+from realad_verl.verl_ext.parts import Actors, Processes
 
 STACKS = "stacks.txt"
 DUMP_LIMIT_S = 60.0
@@ -29,12 +29,12 @@ class PhaseTimeout(Exception):
 
 
 class PartDied(Exception):
-    """A process of the run is gone and nothing reported it; the message names it."""
+    """A process or an actor of the run is gone and nothing reported it; the message names it."""
 
 
 class Watchdog:
     """A context that raises in the main thread when the heartbeat stands still (:class:`PhaseTimeout`), or a part of
-    the run on this machine is gone and the run goes on waiting (:class:`PartDied`).
+    the run is gone and the run goes on waiting (:class:`PartDied`).
 
     The main thread waits in ``ray.get``, which a signal interrupts only where its handler raises KeyboardInterrupt: Ray
     drops every other exception. Leaving the context turns it into the right one.
@@ -49,7 +49,7 @@ class Watchdog:
 
     def __init__(self, folder: Path, start_s: float, phase_s: float, interval: float = 2.0, grace_s: float = GRACE_S):
         self.folder, self.start_s, self.phase_s, self.interval = folder, start_s, phase_s, interval
-        self.grace_s, self._parts = grace_s, Parts()
+        self.grace_s, self._processes, self._actors = grace_s, Processes(), Actors()
         self._began = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -69,7 +69,7 @@ class Watchdog:
 
     def lost(self) -> list[str]:
         """The parts of the run on this machine that went first."""
-        return self._parts.lost(time.time(), grace_s=0)
+        return self._processes.lost(time.time(), grace_s=0)
 
     def overdue(self, now: float) -> str | None:
         """The message of a phase that is over its limit at time ``now``, or None."""
@@ -87,7 +87,7 @@ class Watchdog:
 
     def _look(self) -> Exception | None:
         now = time.time()
-        if lost := self._parts.lost(now, self.grace_s):
+        if lost := self._processes.lost(now, self.grace_s) or self._actors.lost(now, self.grace_s):
             return PartDied(f"lost {', '.join(lost)}: a run cannot go on without.")
         message = self.overdue(now)
         return PhaseTimeout(message) if message is not None else None

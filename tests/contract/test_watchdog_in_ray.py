@@ -46,12 +46,48 @@ os._exit(0)
 """
 
 
-def run(program: str, *arguments: str) -> str:
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, object_store_memory=80_000_000))
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+JOINS = """
+import sys, time
+from pathlib import Path
+import ray
+from realad_verl.verl_ext import heartbeat
+from realad_verl.verl_ext.watchdog import PartDied, Watchdog
+
+ray.init(address=sys.argv[2])
+made = lambda name: ray.remote(type(name, (), {"answer": lambda self: 1})).options(num_cpus=0).remote()
+part, other = made("vLLMHttpServer"), made("Other")
+ray.get([part.answer.remote(), other.answer.remote()])
+stuck = ray.remote(lambda: time.sleep(100)).remote()
+heartbeat.write(Path(sys.argv[1]), "sampling responses", step=2, total_steps=9)
+try:
+    with Watchdog(Path(sys.argv[1]), 0, 60, interval=0.2, grace_s=1):
+        time.sleep(2)
+        ray.kill(other)
+        time.sleep(3)
+        ray.kill(part)
+        ray.get(stuck)
+except PartDied as error:
+    print("freed:", error)
+"""
+
+
+def environment() -> dict[str, str]:
     env = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     env.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=240, env=env
-    )
+    return env
+
+
+def run(program: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -64,3 +100,16 @@ def test_a_launcher_that_waits_for_ray_is_freed(tmp_path):
     said = run(PROGRAM, str(tmp_path))
     assert "freed 'sampling responses' of step 2 took longer than" in said and "True" in said
     assert "ray::" in (tmp_path / "stacks.txt").read_text()
+
+
+def test_an_actor_that_died_on_a_cluster_is_named(tmp_path):
+    """No process of it is below the launcher; another actor that ends is not missed."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment(), **pipes)
+    try:
+        address = next(line for line in iter(cluster.stdout.readline, "") if line[:1].isdigit())
+        said = run(JOINS, str(tmp_path), address.strip())
+        assert "freed: lost ray::vLLMHttpServer on 127.0.0.1: a run cannot go on without." in said
+    finally:
+        cluster.stdin.close()
+        cluster.wait(timeout=60)

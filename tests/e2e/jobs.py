@@ -108,12 +108,17 @@ import sys
 from ray.cluster_utils import Cluster
 node = dict(num_cpus=6, num_gpus=1, object_store_memory=300_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=node)
-cluster.add_node(**node)
+second = cluster.add_node(**node)
 cluster.wait_for_nodes()
 print("ADDRESS", cluster.address, flush=True)
-for _ in sys.stdin:
-    cluster.add_node(**node)
-    print("ADDED", flush=True)
+for line in sys.stdin:
+    if line.strip() == "add":
+        cluster.add_node(**node)
+        cluster.wait_for_nodes(60)  # until Ray knows, too, that the lost one is lost
+    else:
+        # kill -9, and a wait for what was killed: Ray's workers take a raylet that is a zombie to be alive.
+        cluster.remove_node(second, allow_graceful=False)
+    print("DONE", flush=True)
 cluster.shutdown()
 """
 
@@ -132,16 +137,17 @@ class Cluster:
     def _answer(self, word: str) -> str:
         return next(line for line in iter(self.process.stdout.readline, "") if line.startswith(word))
 
-    def raylets(self) -> list[psutil.Process]:
-        """The raylets, the head's first."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        found = [p for p in children if p.cmdline() and p.cmdline()[0].endswith("/raylet/raylet")]
-        return sorted(found, key=psutil.Process.create_time)
+    def lose_node(self) -> None:
+        """kill -9 of the second node's raylet."""
+        self._do("lose")
 
     def add_node(self) -> None:
-        """Another raylet, as when a node comes back."""
-        print("add", file=self.process.stdin, flush=True)
-        self._answer("ADDED")
+        """Another raylet, as when a node comes back; returns when Ray knows which nodes it has."""
+        self._do("add")
+
+    def _do(self, what: str) -> None:
+        print(what, file=self.process.stdin, flush=True)
+        self._answer("DONE")
 
 
 @contextmanager
