@@ -44,10 +44,10 @@ class LoopConfig:
 
     method: MethodConfig
     w_cons: float
-    steps: int = 80
+    steps: int = 120
     prompts: int = 16
     n: int = 8
-    lr: float = 1.5e-4
+    lr: float = 2e-4
     kl: float = 0.05
     seed: int = 0
     domain: str = "shifted"
