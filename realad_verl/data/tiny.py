@@ -27,7 +27,7 @@ def build(
 
     Args:
         report_images: held-out images a domain.
-        on_step: gets the step, over both stages, and the losses by name.
+        on_step: gets the step, over all stages, and the losses by name.
 
     Returns:
         The report: settings, seconds of training, and a `DomainReport` of each domain as a dict.

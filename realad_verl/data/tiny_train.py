@@ -168,7 +168,7 @@ def warm_start(
     cfg: TrainConfig,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> float:
-    """Train ``model`` in place; returns the seconds. ``on_step`` gets the step, over both stages, and the losses."""
+    """Train ``model`` in place; returns the seconds. ``on_step`` gets the step, over all stages, and the losses."""
     lesson_loss = LessonLoss(model, processor)
     naming = NamingLessons(seed=cfg.seed, length=cfg.naming_steps * cfg.batch, defects=cfg.naming_defects)
     lessons = Lessons(

@@ -62,6 +62,15 @@ def test_directory_with_a_broken_file(model_dir, images, tmp_path):
     assert table.exit_code == 0 and "a.png" in table.stdout and "1 images written" in table.stdout
 
 
+def test_a_photo_alone_is_enough(images, tmp_path, monkeypatch):
+    """No option: the tiny backbone, which says what it is not, on standard error; files go to maps/."""
+    monkeypatch.chdir(tmp_path)
+    result = realad(images / "a.png", "--json")
+    assert result.exit_code == 0 and "detects nothing on photographs" in result.stderr
+    assert len(json.loads(result.stdout)["results"]) == 1
+    assert (tmp_path / "maps" / "a.json").is_file() and (tmp_path / "maps" / "a.overlay.png").is_file()
+
+
 def test_files_hold_the_map(model_dir, images, tmp_path):
     localizer = Localizer.from_pretrained(model_dir)
     image = load_image(images / "a.png")
