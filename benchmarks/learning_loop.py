@@ -44,11 +44,11 @@ class LoopConfig:
 
     method: MethodConfig
     w_cons: float
-    steps: int = 120
-    prompts: int = 16
+    steps: int = 80
+    prompts: int = 48
     n: int = 8
-    lr: float = 2e-4
-    kl: float = 0.05
+    lr: float = 4e-4
+    kl: float = 0.02
     seed: int = 0
     domain: str = "shifted"
 

@@ -1,6 +1,7 @@
 """``realad tiny``: the tiny backbone that ships with the package, and the procedural images it learned from."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +15,12 @@ app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_i
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
-    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 300,
-    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 1200,
-    joint_steps: Annotated[int, typer.Option(help="Steps after, in which both learn together.")] = 500,
+    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 250,
+    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 1300,
+    joint_steps: Annotated[int, typer.Option(help="Steps after, in which both learn together.")] = 350,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 2,
     report_images: Annotated[int, typer.Option(help="Held-out images a domain for the report.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -29,6 +30,8 @@ def build(
     for name, value in (counts | {"threads": threads, "report-images": report_images}).items():
         if value < 1:
             raise bad_value(name, value, "1 or more")
+    # The drawing process needs a core now and then; threads that wait for a displaced one should not burn theirs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -36,10 +36,10 @@ class TrainConfig:
     tower frozen; ``joint_steps`` train both, at ``joint_lr``, with the naming kept at weight ``naming_weight``.
     """
 
-    steps: int = 300
-    naming_steps: int = 1200
+    steps: int = 250
+    naming_steps: int = 1300
     naming_defects: int = 3
-    joint_steps: int = 500
+    joint_steps: int = 350
     naming_weight: float = 0.3
     batch: int = 16
     lr: float = 3e-3

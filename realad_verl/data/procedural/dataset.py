@@ -123,7 +123,10 @@ class ProceduralDefects:
         noise = Noise(rng, self.size, self.seed)
         name = str(rng.choice(self.domain.surfaces))
         surface = SURFACES[name](noise)
-        return name, varied(surface, rng) if self.domain.vary else surface, noise
+        if self.domain.vary:
+            other = str(rng.choice([each for each in self.domain.surfaces if each in TEXTURES]))
+            surface = varied(surface, TEXTURES[other](noise), noise)
+        return name, surface, noise
 
     def _damage(self, surface: Surface, noise: Noise, name: str) -> tuple[np.ndarray, np.ndarray, Facts]:
         """Draw defects until one is visible; the last attempt is at full strength."""

@@ -3,18 +3,33 @@
 import cv2
 import numpy as np
 
-from realad_verl.data.procedural.surfaces import Surface
+from realad_verl.data.procedural.noise import Noise
+from realad_verl.data.procedural.surfaces import Surface, mixed
 
 
-def varied(surface: Surface, rng: np.random.Generator) -> Surface:
-    """``surface`` turned or mirrored, a texture also zoomed in on, with other colours, brightness and contrast."""
-    images = [surface.image, surface.beneath, surface.inside.astype(np.float32)]
+def varied(surface: Surface, texture: Surface, noise: Noise) -> Surface:
+    """``surface`` as it never looked before, so that neither its colours nor its texture tell what is a defect on it.
+
+    ``texture`` shines through; the two are turned or mirrored, zoomed in on unless the surface is an object, and get
+    other colours, brightness and contrast; mostly the light on them is uneven.
+    """
+    rng = noise.rng
+    inside = surface.inside.astype(np.float32)
+    images = [mixed(inside * np.float32(rng.uniform(0.15, 0.6)), texture.image, surface.image), surface.beneath, inside]
     if surface.inside.all():
         images[:2] = _zoomed(images[:2], rng)
     turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
     image, beneath, inside = (_turned(each, turns, mirrored) for each in images)
     image, beneath = _recolored(image, beneath, rng)
-    return Surface(image, beneath, inside > 0.5)
+    return Surface(_lit(image, noise) if rng.random() < 0.7 else image, beneath, inside > 0.5)
+
+
+def _lit(image: np.ndarray, noise: Noise) -> np.ndarray:
+    """The image under a light that varies smoothly, by 5 to 30 % at most."""
+    field = noise.field(int(noise.rng.choice([2, 4])))
+    field -= field.mean()
+    change = field * np.float32(noise.rng.uniform(0.05, 0.3) / np.abs(field).max())
+    return (image * (1 + change)[..., None]).clip(0, 1)
 
 
 def _turned(image: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from realad_verl.data.procedural.dataset import SURFACES
 from realad_verl.data.procedural.defects import DEFECTS, Scene
 from realad_verl.data.procedural.noise import Noise
 from realad_verl.data.procedural.surfaces import Surface
-from realad_verl.data.procedural.variety import varied
+from realad_verl.data.procedural.variety import _lit, varied
 from realad_verl.errors import UserError
 
 
@@ -124,14 +124,27 @@ def test_no_negative_index():
 @pytest.mark.parametrize("seed", range(8))
 def test_variety_moves_a_surface_and_where_a_defect_may_lie_alike(seed):
     inside = np.zeros((40, 40), bool)
-    inside[5:20, 8:35] = True
-    image = np.where(inside[..., None], np.float32(0.7), np.float32(0.3)).repeat(3, 2)
-    shown = varied(Surface(image, image * 0, inside), np.random.default_rng(seed))
-    assert shown.inside.sum() == inside.sum()
-    assert np.unique(shown.image[shown.inside]).size == np.unique(shown.image[~shown.inside]).size == 1
-    assert 0.02 <= shown.image.min() < shown.image.max() <= 0.98
-    again = varied(Surface(image, image * 0, inside), np.random.default_rng(seed))
-    assert (again.image == shown.image).all() and (again.beneath == shown.beneath).all()
+    inside[4:20, 8:34] = True
+    image = np.where(inside[..., None], np.float32(0.6), np.float32(0.4)).repeat(3, 2)
+    gray = np.full_like(image, 0.5)
+    checked = gray + np.float32(0.1) * (1 - 2 * (np.indices((40, 40)).sum(0) % 2))[..., None]
+    shown, same, through = (
+        varied(Surface(image, image * 0, inside), Surface(texture, texture, inside), Noise(rng, 40, 0))
+        for texture, rng in zip((gray, gray, checked), (np.random.default_rng(seed) for _ in range(3)), strict=True)
+    )
+    assert shown.inside.sum() == inside.sum() and (shown.inside == through.inside).all()
+    assert 0 <= shown.image.min() < shown.image.max() <= 1
+    assert (same.image == shown.image).all() and (same.beneath == shown.beneath).all()
+    change = np.abs(through.image - shown.image)
+    assert change[~shown.inside].max() < 1e-5 < 0.01 < change[shown.inside].mean()  # the texture shows inside only
+
+
+def test_uneven_light_is_smooth_and_bounded():
+    image = np.full((64, 64, 3), 0.5, np.float32)
+    for seed in range(20):
+        light = _lit(image, Noise(np.random.default_rng(seed), 64, 0)) / image
+        assert 0.05 <= np.abs(light - 1).max() <= 0.3 + 1e-6
+        assert np.abs(np.diff(light[..., 0], axis=0)).max() < 0.05  # no edge that could pass for a defect
 
 
 def test_a_crowded_image_says_where_each_defect_is():
