@@ -1,6 +1,6 @@
 """Does training with image-level labels teach the tiny backbone, and does the consistency reward add to it?
 
-    python benchmarks/learning.py --out out/learning [--variants r1,cgro] [--seeds 0,1,2] [--steps 80]
+    python benchmarks/learning.py --out out/learning [--variants r1,cgro] [--seeds 0,1,2] [--steps 100]
 
 Starts from the shipped warm start and trains on the shifted domain (labels only) by the small GRPO loop of
 ``learning_loop.py``. Every run that has finished stays in --out and is not run again, so a stopped benchmark goes on

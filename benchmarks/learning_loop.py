@@ -44,11 +44,11 @@ class LoopConfig:
 
     method: MethodConfig
     w_cons: float
-    steps: int = 80
+    steps: int = 100
     prompts: int = 48
     n: int = 8
     lr: float = 4e-4
-    kl: float = 0.02
+    kl: float = 0.005
     seed: int = 0
     domain: str = "shifted"
 
