@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from realad_verl.data.tiny import TrainConfig
+from realad_verl.data.tiny import build as build_model
 from realad_verl.errors import UserError, bad_value
 
 app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_is_help=True)
@@ -15,11 +17,15 @@ app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_i
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
-    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = 250,
-    naming_steps: Annotated[int, typer.Option(help="Steps before, in which the vision tower learns to name.")] = 1300,
-    joint_steps: Annotated[int, typer.Option(help="Steps after, in which both learn together.")] = 350,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps in which the language model learns to talk.")] = TrainConfig.steps,
+    naming_steps: Annotated[
+        int, typer.Option(help="Steps before, in which the vision tower learns to name.")
+    ] = TrainConfig.naming_steps,
+    joint_steps: Annotated[
+        int, typer.Option(help="Steps after, in which both learn together.")
+    ] = TrainConfig.joint_steps,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = TrainConfig.batch,
+    seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = TrainConfig.seed,
     threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 2,
     report_images: Annotated[int, typer.Option(help="Held-out images a domain for the report.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in --out.")] = False,
@@ -36,9 +42,6 @@ def build(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from realad_verl.data.tiny import build as run
-    from realad_verl.data.tiny_train import TrainConfig
-
     torch.set_num_threads(threads)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -49,7 +52,7 @@ def build(
             progress.update(task, completed=step, description=f"loss: {parts}")
 
         cfg = TrainConfig(steps=steps, naming_steps=naming_steps, joint_steps=joint_steps, batch=batch, seed=seed)
-        report = run(out, cfg, report_images=report_images, overwrite=overwrite, on_step=on_step)
+        report = build_model(out, cfg, report_images=report_images, overwrite=overwrite, on_step=on_step)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:

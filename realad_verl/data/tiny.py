@@ -1,13 +1,34 @@
 """The tiny backbone that ships with the package: where it is and how it is built."""
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from realad_verl.errors import UserError
 
-if TYPE_CHECKING:
-    from realad_verl.data.tiny_train import TrainConfig
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the warm start, all ours.
+
+    ``naming_steps`` train the vision tower alone to name what each image token shows, in the language model's own
+    words, on images with ``naming_defects`` defects each; ``steps`` then train the language model to talk, the vision
+    tower frozen; ``joint_steps`` train both, at ``joint_lr``, with the naming kept at weight ``naming_weight``.
+    """
+
+    steps: int = 250
+    naming_steps: int = 1300
+    naming_defects: int = 3
+    joint_steps: int = 350
+    naming_weight: float = 0.3
+    batch: int = 16
+    lr: float = 3e-3
+    joint_lr: float = 1e-3
+    warmup: int = 60
+    weight_decay: float = 0.05
+    informative_weight: float = 3.0
+    seed: int = 0
 
 
 def tiny_model_dir() -> Path:
@@ -17,7 +38,7 @@ def tiny_model_dir() -> Path:
 
 def build(
     out: Path,
-    cfg: "TrainConfig",
+    cfg: TrainConfig,
     *,
     report_images: int = 256,
     overwrite: bool = False,
@@ -35,8 +56,6 @@ def build(
     Raises:
         UserError: ``out`` holds files and ``overwrite`` is off.
     """
-    import dataclasses
-
     import torch
 
     from realad_verl.data.tiny_arch import new_model, save
@@ -50,13 +69,13 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     save(model, processor, out)
     report = {
-        "settings": dataclasses.asdict(cfg),
+        "settings": asdict(cfg),
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(processor.tokenizer),
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
-        **{d: dataclasses.asdict(domain_report(model, processor, d, report_images)) for d in ("source", "shifted")},
+        **{d: asdict(domain_report(model, processor, d, report_images)) for d in ("source", "shifted")},
     }
     (out / "README.md").write_text(model_card(report))
     return report

@@ -7,7 +7,6 @@ talk about what the frozen tower sees. No step looks at attention. All of it is 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from realad_verl.data.procedural import ProceduralDefects
 from realad_verl.data.procedural.captions import SOURCE_SURFACES
+from realad_verl.data.tiny import TrainConfig
 from realad_verl.data.tiny_arch import GRID, IMAGE_SIZE, PATCH
 from realad_verl.data.tiny_lessons import NAMES, PLACES_TOLD, PROMPT, Lessons, NamingLessons, lesson_sheet, to_patches
 
 WHITENING_FLOOR = 0.05  # variance below which a component counts as noise (a component sums over many pixels)
 NAMING_TEMPERATURE = 0.07
 # Letters: B samples, T tokens, L tokens after the image prefix, V words.
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the warm start, all ours.
-
-    ``naming_steps`` train the vision tower alone to name what each image token shows, in the language model's own
-    words, on images with ``naming_defects`` defects each; ``steps`` then train the language model to talk, the vision
-    tower frozen; ``joint_steps`` train both, at ``joint_lr``, with the naming kept at weight ``naming_weight``.
-    """
-
-    steps: int = 250
-    naming_steps: int = 1300
-    naming_defects: int = 3
-    joint_steps: int = 350
-    naming_weight: float = 0.3
-    batch: int = 16
-    lr: float = 3e-3
-    joint_lr: float = 1e-3
-    warmup: int = 60
-    weight_decay: float = 0.05
-    informative_weight: float = 3.0
-    seed: int = 0
 
 
 class LessonLoss:

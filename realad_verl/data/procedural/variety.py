@@ -8,7 +8,7 @@ from realad_verl.data.procedural.surfaces import Surface, mixed
 
 
 def varied(surface: Surface, texture: Surface, noise: Noise) -> Surface:
-    """``surface`` as it never looked before, so that neither its colours nor its texture tell what is a defect on it.
+    """Another look for ``surface``, so that a defect is not told by colours or a texture seen before.
 
     ``texture`` shines through; the two are turned or mirrored, zoomed in on unless the surface is an object, and get
     other colours, brightness and contrast; mostly the light on them is uneven.
