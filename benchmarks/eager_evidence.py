@@ -104,7 +104,7 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def _replace(engine: Any) -> None:
-    """Give verl's engine with the read-out (``realad_verl.verl_ext.engine``) the eager one instead."""
+    """Give verl's engine with the read-out (``realad_verl.verl_ext.train.engine``) the eager one instead."""
     original = engine.EvidenceEngine._readout
 
     def readout(self: Any, cfg: Any) -> EagerReadout:
@@ -115,4 +115,4 @@ def _replace(engine: Any) -> None:
     engine.EvidenceEngine._readout = readout
 
 
-register_post_import_hook(_replace, "realad_verl.verl_ext.engine")
+register_post_import_hook(_replace, "realad_verl.verl_ext.train.engine")

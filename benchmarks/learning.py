@@ -23,14 +23,15 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
-from realad_verl.data.tiny import hardware, tiny_model_dir
-from realad_verl.data.tiny_arch import IMAGE_SIZE, new_model
-from realad_verl.data.tiny_report import answer_label, pixel_auroc, saliency
-from realad_verl.data.tiny_rollout import TinyRollout
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.anomaly_map import resize_map
 from realad_verl.method.config import ConsistencyConfig, MethodConfig, ScoringConfig
 from realad_verl.method.spans import answer_token
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.tiny.arch import IMAGE_SIZE, new_model
+from realad_verl.tiny.build import hardware
+from realad_verl.tiny.report import answer_label, pixel_auroc, saliency
+from realad_verl.tiny.rollout import TinyRollout
 
 SELECTIONS = ("all", "text", "image", "both")
 VALIDATION_SEED, TEST_SEED, BATCH, SAMPLES = 20_001, 20_002, 32, 4

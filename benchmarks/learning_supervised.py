@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from realad_verl.data.procedural import ProceduralDefects
-from realad_verl.data.tiny import hardware, tiny_model_dir
-from realad_verl.data.tiny_arch import HIDDEN, IMAGE_SIZE
-from realad_verl.data.tiny_rollout import TinyRollout
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.tiny.arch import HIDDEN, IMAGE_SIZE
+from realad_verl.tiny.build import hardware
+from realad_verl.tiny.rollout import TinyRollout
 
 BATCH, EVERY, HEAD_LR = 16, 50, 3e-3
 

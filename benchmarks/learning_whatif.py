@@ -19,12 +19,13 @@ from learning_loop import Evidences, pad
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from realad_verl.data.tiny import hardware, tiny_model_dir
-from realad_verl.data.tiny_report import answer_label, pixel_auroc
-from realad_verl.data.tiny_rollout import TinyRollout
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.anomaly_map import resize_map
 from realad_verl.method.config import ConsistencyConfig, MethodConfig, ReadoutConfig, ScoringConfig
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.tiny.build import hardware
+from realad_verl.tiny.report import answer_label, pixel_auroc
+from realad_verl.tiny.rollout import TinyRollout
 
 Floats = NDArray[np.float64]
 HARD = ConsistencyConfig()

@@ -26,10 +26,10 @@ from _timing import hardware
 from PIL import Image
 
 from realad_verl.data.procedural import ProceduralDefects
-from realad_verl.data.tiny import tiny_model_dir
-from realad_verl.data.tiny_arch import IMAGE_SIZE, tiny_config, tiny_processor
-from realad_verl.data.tiny_tokenizer import build_tokenizer
 from realad_verl.localize import Localizer
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.tiny.arch import IMAGE_SIZE, tiny_config, tiny_processor
+from realad_verl.tiny.tokenizer import build_tokenizer
 
 
 def images(count: int) -> list[Image.Image]:

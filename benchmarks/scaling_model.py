@@ -10,7 +10,7 @@ import argparse
 import json
 
 GPUS = (1, 2, 8, 64, 256, 1024)
-SUMMARY_BYTES = 24  # realad_verl.verl_ext.wire: 6 floats a sample
+SUMMARY_BYTES = 24  # realad_verl.verl_ext.train.wire: 6 floats a sample
 
 
 def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
@@ -21,7 +21,7 @@ def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
     trainer = samples * a.trainer_ms / 1e3
     # The trainer reads response ids (8 bytes a token) and rm_scores (4) and writes rm_scores (4).
     traffic = samples * (SUMMARY_BYTES + 16 * a.response_tokens)
-    # Map and tokens of every sample, in a step that logs: realad_verl.verl_ext.wire.
+    # Map and tokens of every sample, in a step that logs: realad_verl.verl_ext.train.wire.
     detail = samples * 4 * (2 + a.image_tokens + 1 + 5 * a.reasoning_tokens)
     return {
         "gpus": gpus,

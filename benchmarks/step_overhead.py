@@ -111,7 +111,7 @@ def main() -> None:
     report = summarise(counted) | {
         "steps_counted": {name: len(records) for name, records in counted.items()},
         "response_tokens": {n: statistics.fmean(r["response_length/mean"] for r in c) for n, c in counted.items()},
-        # realad_verl.verl_ext.wire: the reward moves the summary alone (6 floats); maps and tokens are for logging.
+        # See train/wire.py: the reward moves the summary alone (6 floats); maps and tokens are for logging.
         "bytes_a_sample_for_the_reward": 24,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

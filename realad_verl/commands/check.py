@@ -16,9 +16,9 @@ def check(
 ) -> None:
     """Compose recipes and check them: keys, arithmetic, pairs that do not work, files, and verl's own validation."""
     from realad_verl.errors import UserError
-    from realad_verl.verl_ext.check import check_config
-    from realad_verl.verl_ext.compose import compose_recipe
-    from realad_verl.verl_ext.estimate import plan
+    from realad_verl.verl_ext.recipe.check import check_config
+    from realad_verl.verl_ext.recipe.compose import compose_recipe
+    from realad_verl.verl_ext.recipe.estimate import plan
 
     recipes = [a for a in arguments if not is_override(a)]
     overrides = [a for a in arguments if is_override(a)]

@@ -40,7 +40,7 @@ def demo(
         raise UserError("--dataset and --root go together. Give both, or neither for procedural images.")
     from realad_verl.data.datasets import get_dataset
     from realad_verl.data.datasets.base import ALL
-    from realad_verl.data.tiny import tiny_model_dir
+    from realad_verl.tiny import tiny_model_dir
 
     if dataset is not None and get_dataset(dataset).test_split == ALL:
         raise UserError(f"--dataset {dataset} has no test split, so the demo would test on what it trained on.")

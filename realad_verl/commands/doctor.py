@@ -14,7 +14,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON instead
     from rich.console import Console
     from rich.table import Table
 
-    from realad_verl.verl_ext.doctor import as_json, examine
+    from realad_verl.verl_ext.recipe.doctor import as_json, examine
 
     findings = examine()
     report = as_json(findings)

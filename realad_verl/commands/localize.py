@@ -45,8 +45,8 @@ def localize(
 
     import transformers
 
-    from realad_verl.data.tiny import tiny_model_dir
     from realad_verl.localize import Localizer
+    from realad_verl.tiny import tiny_model_dir
 
     transformers.logging.disable_progress_bar()
     if model is None:

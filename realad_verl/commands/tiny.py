@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from realad_verl.data.tiny import TrainConfig
-from realad_verl.data.tiny import build as build_model
 from realad_verl.errors import UserError, bad_value
+from realad_verl.tiny.build import TrainConfig
+from realad_verl.tiny.build import build as build_model
 
 app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_is_help=True)
 
@@ -84,7 +84,7 @@ def images(
 @app.command()
 def path() -> None:
     """Print the folder of the shipped tiny model."""
-    from realad_verl.data.tiny import tiny_model_dir
+    from realad_verl.tiny import tiny_model_dir
 
     folder = tiny_model_dir()
     if not (folder / "model.safetensors").is_file():
@@ -96,7 +96,7 @@ def _print_report(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from realad_verl.data.tiny import CARD_ROWS
+    from realad_verl.tiny.build import CARD_ROWS
 
     table = Table(title=f"{out}: {report['parameters']:,} parameters, {report['seconds']} s of training")
     for column in ("", "source", "shifted"):

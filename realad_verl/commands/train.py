@@ -19,12 +19,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in trainer.default_local_dir.")] = False,
 ) -> None:
     """Train with CGRO (the R1 baseline is realad.w_cons=0) on Ray, verl, FSDP and vLLM."""
-    from realad_verl.verl_ext.check import require_ok
-    from realad_verl.verl_ext.checkpoints import last_complete
-    from realad_verl.verl_ext.compose import compose_recipe
-    from realad_verl.verl_ext.estimate import plan
-    from realad_verl.verl_ext.launch import RunFailed, run_folder, set_environment
-    from realad_verl.verl_ext.launch import train as launch
+    from realad_verl.verl_ext.job.launch import RunFailed, run_folder, set_environment
+    from realad_verl.verl_ext.job.launch import train as launch
+    from realad_verl.verl_ext.recipe.check import require_ok
+    from realad_verl.verl_ext.recipe.compose import compose_recipe
+    from realad_verl.verl_ext.recipe.estimate import plan
+    from realad_verl.verl_ext.run_folder.checkpoints import last_complete
 
     config = compose_recipe(recipe, overrides or [])
     set_environment(config)

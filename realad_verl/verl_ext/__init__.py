@@ -1,5 +1,7 @@
-"""The only package that imports verl: plugin, CPU platform, engine, worker, trainers, launch.
+"""The only package that imports verl, in rooms.
 
-Everything hooks into verl's own registries. What has no hook is patched, each patch in one place
-(:mod:`realad_verl.verl_ext.patches`, :mod:`realad_verl.verl_ext.cpu`), asserting what it patches.
+At the door: :mod:`.plugin` (what verl loads), :mod:`.settings` (the ``realad:`` section), :mod:`.names`. Then
+:mod:`.train` (what a step passes through), :mod:`.repairs` (each patch of verl), :mod:`.recipe` (a recipe before it
+runs), :mod:`.job` (a run as processes), :mod:`.run_folder` (what train and job both know of a run's files) and
+:mod:`.cpu`. Everything hooks into verl's own registries; what has no hook is patched, each patch in a file of its own.
 """

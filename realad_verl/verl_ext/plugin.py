@@ -12,7 +12,7 @@ import os
 
 from wrapt import register_post_import_hook
 
-from realad_verl.verl_ext import no_image
+from realad_verl.verl_ext import repairs
 
 _active: list[str] = []
 
@@ -48,10 +48,10 @@ def _activate() -> None:
         from realad_verl.verl_ext import cpu
 
         _active.extend(cpu.activate())
-    register_post_import_hook(no_image.repair, "verl.models.transformers.qwen2_vl")
-    _import_when_loaded("verl.trainer.ppo.v1", "realad_verl.verl_ext.trainer")
-    _import_when_loaded("verl.experimental.agent_loop", "realad_verl.verl_ext.agent_loop")
-    _import_when_loaded("verl.workers.engine.fsdp.transformer_impl", "realad_verl.verl_ext.engine")
+    repairs.arm(repairs.EVERYWHERE)
+    _import_when_loaded("verl.trainer.ppo.v1", "realad_verl.verl_ext.train.trainer")
+    _import_when_loaded("verl.experimental.agent_loop", "realad_verl.verl_ext.train.agent_loop")
+    _import_when_loaded("verl.workers.engine.fsdp.transformer_impl", "realad_verl.verl_ext.train.engine")
 
 
 _activate()

@@ -123,8 +123,8 @@ def build_engine(job: dict):
 def run(job: dict) -> dict:
     import torch.distributed as dist
 
-    from realad_verl.verl_ext import position_ids
-    from realad_verl.verl_ext.engine import REQUEST_KEY, make_request
+    from realad_verl.verl_ext.repairs import position_ids
+    from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
 
     engine = build_engine(job)
     rank, dp = engine.get_data_parallel_rank(), engine.get_data_parallel_size()

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from realad_verl.backbones.pieces import token_pieces
-from realad_verl.data.tiny import tiny_model_dir
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import compute_evidence
-from realad_verl.verl_ext import wire
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.verl_ext.train import wire
 
 HERE = Path(__file__).parent
 

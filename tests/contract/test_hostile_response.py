@@ -3,7 +3,7 @@
 import pytest
 from engine_rank import RESPONSES, make_samples
 
-from realad_verl.data.tiny import tiny_model_dir
+from realad_verl.tiny import tiny_model_dir
 
 IMAGE = "<|image_pad|>"
 
@@ -13,7 +13,7 @@ def verl(monkeypatch_module):
     """verl on the CPU platform, with our agent loop."""
     import verl.experimental.agent_loop  # noqa: F401  (brings ours along)
 
-    from realad_verl.verl_ext import agent_loop
+    from realad_verl.verl_ext.train import agent_loop
 
     return agent_loop
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForImageTextToText
 
-from realad_verl.data.tiny import tiny_model_dir
+from realad_verl.tiny import tiny_model_dir
 
 
 def test_a_micro_batch_without_an_image(monkeypatch):

@@ -79,7 +79,7 @@ def test_doctor_names_a_plugin_that_verl_does_not_load(policy):
 
 TRAP = """
 from omegaconf import OmegaConf
-from realad_verl.verl_ext.compose import compose_recipe
+from realad_verl.verl_ext.recipe.compose import compose_recipe
 config = compose_recipe("local/cgro_tiny_cpu", ["data.train_files=x", "data.val_files=x",
                         "trainer.default_local_dir=/tmp/realad_trap", "trainer.v1.trainer_mode={name}"{extra}])
 import verl.trainer.ppo.v1 as v1

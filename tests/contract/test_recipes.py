@@ -11,8 +11,8 @@ import yaml
 
 from realad_verl.errors import UserError
 from realad_verl.recipes_dir import list_recipes, shipped_recipes
-from realad_verl.verl_ext.check import check_config, require_ok
-from realad_verl.verl_ext.compose import compose_recipe
+from realad_verl.verl_ext.recipe.check import check_config, require_ok
+from realad_verl.verl_ext.recipe.compose import compose_recipe
 
 PAPER, CPU, ASYNC, LONG = (
     "paper/qwen2_5_vl_7b_lora",
@@ -49,8 +49,8 @@ def test_verl_accepts(recipe):
     """In a process of its own: verl picks its platform (cpu or cuda) when it is imported."""
     code = (
         "import json, sys\n"
-        "from realad_verl.verl_ext.check import check_config\n"
-        "from realad_verl.verl_ext.compose import compose_recipe\n"
+        "from realad_verl.verl_ext.recipe.check import check_config\n"
+        "from realad_verl.verl_ext.recipe.compose import compose_recipe\n"
         "good, bad = compose_recipe(sys.argv[1]), compose_recipe(sys.argv[1])\n"
         "bad.actor_rollout_ref.actor.loss_agg_mode = 'no-such-mode'\n"
         "print(json.dumps([[p.to_dict() for p in check_config(c)] for c in (good, bad)]))\n"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from realad_verl.backbones import BACKBONES
-from realad_verl.verl_ext.check_pairs import TRAINABLE_FAMILIES
+from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
 
 CODE = """
 import json, sys, warnings
@@ -24,7 +24,7 @@ from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from realad_verl.backbones.inputs import chat_text, prepare
 from realad_verl.data.prompts import hf_messages
 from realad_verl.errors import UserError
-from realad_verl.verl_ext.engine import EvidenceEngine
+from realad_verl.verl_ext.train.engine import EvidenceEngine
 found = {}
 for family in sys.argv[2:]:
     folder, tiny = Path(sys.argv[1]) / family, tiny_models.build(family)

@@ -9,8 +9,8 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import ray
-from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.watchdog import PhaseTimeout, Watchdog
+from realad_verl.verl_ext.run_folder import heartbeat
+from realad_verl.verl_ext.job.watchdog import PhaseTimeout, Watchdog
 
 folder = Path(sys.argv[1])
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
@@ -30,7 +30,7 @@ finally:
 HEADLESS = """
 import os, time
 import psutil, ray
-from realad_verl.verl_ext.launch import shut_down_ray
+from realad_verl.verl_ext.job.launch import shut_down_ray
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000)
 ray.get(ray.remote(lambda: 1).remote())
@@ -58,8 +58,8 @@ JOINS = """
 import sys, time
 from pathlib import Path
 import ray
-from realad_verl.verl_ext import heartbeat
-from realad_verl.verl_ext.watchdog import PartDied, Watchdog
+from realad_verl.verl_ext.run_folder import heartbeat
+from realad_verl.verl_ext.job.watchdog import PartDied, Watchdog
 
 ray.init(address=sys.argv[2])
 made = lambda name: ray.remote(type(name, (), {"answer": lambda self: 1})).options(num_cpus=0).remote()

@@ -21,7 +21,7 @@ from pathlib import Path
 import jobs
 import psutil
 
-from realad_verl.verl_ext.checkpoints import last_complete
+from realad_verl.verl_ext.run_folder.checkpoints import last_complete
 
 # Processes of a job by the start of their title. The launcher is the process that we started.
 PARTS = {

@@ -56,4 +56,4 @@ def watch_worker(module) -> None:
 
 
 register_post_import_hook(watch_plugin, "realad_verl.verl_ext.plugin")
-register_post_import_hook(watch_worker, "realad_verl.verl_ext.worker")
+register_post_import_hook(watch_worker, "realad_verl.verl_ext.train.worker")

@@ -19,7 +19,7 @@ from PIL import Image
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
 from realad_verl.recipes_dir import list_recipes, shipped_recipes
-from realad_verl.verl_ext.compose import compose_recipe
+from realad_verl.verl_ext.recipe.compose import compose_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 

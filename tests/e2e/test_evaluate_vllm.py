@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realad_verl.data.tiny import tiny_model_dir
 from realad_verl.evaluate.store import read_rows
+from realad_verl.tiny import tiny_model_dir
 
 pytestmark = [
     pytest.mark.e2e,

@@ -12,7 +12,7 @@ import pytest
 from jobs import cluster, finish, start, train
 from soak import SETTINGS, START_LIMIT, soak
 
-from realad_verl.verl_ext.checkpoints import TRACKER, last_complete
+from realad_verl.verl_ext.run_folder.checkpoints import TRACKER, last_complete
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 

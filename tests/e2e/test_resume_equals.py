@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_training import SMALL, weights
 
-from realad_verl.verl_ext.checkpoints import TRACKER, last_complete
+from realad_verl.verl_ext.run_folder.checkpoints import TRACKER, last_complete
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 

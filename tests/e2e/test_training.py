@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from realad_verl.data.tiny import tiny_model_dir
+from realad_verl.tiny import tiny_model_dir
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.prompts import hf_messages
-from realad_verl.data.tiny_tokenizer import build_tokenizer
+from realad_verl.tiny.tokenizer import build_tokenizer
 
 IMAGE_SIZE = 224  # 8 x 8 tokens of 28 pixels, 7 x 7 of 32: neither verl nor a processor resizes it
 WORDS = ("a", "the", "dark", "scratch", "spot", "line", "near", "left", "right", "edge", "surface", "looks", "clean")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from realad_verl.data.tiny import tiny_model_dir
 from realad_verl.errors import UserError
 from realad_verl.localize import Localizer
 from realad_verl.recipes_dir import list_recipes
-from realad_verl.verl_ext.compose import compose_recipe
-from realad_verl.verl_ext.launch import prepare
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.verl_ext.job.launch import prepare
+from realad_verl.verl_ext.recipe.compose import compose_recipe
 
 
 @pytest.fixture()

@@ -1,6 +1,6 @@
 """The words of the procedural images: short reasonings that name surface, defect type, tone, size and place.
 
-One grammar serves both domains, so the tiny tokenizer (`realad_verl.data.tiny_tokenizer`) knows every word of either.
+One grammar serves both domains, so the tiny tokenizer (`realad_verl.tiny.tokenizer`) knows every word of either.
 """
 
 from collections.abc import Iterator

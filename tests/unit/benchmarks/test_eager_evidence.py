@@ -8,9 +8,9 @@ from PIL import Image
 from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.backbones.inputs import collate, prepare
 from realad_verl.data.procedural import ProceduralDefects
-from realad_verl.data.tiny import tiny_model_dir
-from realad_verl.data.tiny_arch import IMAGE_SIZE
 from realad_verl.localize import Localizer
+from realad_verl.tiny import tiny_model_dir
+from realad_verl.tiny.arch import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from eager_evidence import EagerReadout

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from realad_verl.data.procedural import ProceduralDefects
-from realad_verl.data.tiny_arch import IMAGE_SIZE, new_model
-from realad_verl.data.tiny_rollout import TinyRollout
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.config import MethodConfig
+from realad_verl.tiny.arch import IMAGE_SIZE, new_model
+from realad_verl.tiny.rollout import TinyRollout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from learning_loop import Evidences, PackedForward, group_advantages, pad

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from realad_verl.cli import app
 from realad_verl.data.datasets import DATASETS
-from realad_verl.data.tiny import tiny_model_dir
 from realad_verl.errors import UserError
 from realad_verl.evaluate.engines import TransformersEngine, choose_engine, model_identity
 from realad_verl.evaluate.runner import evaluate_samples, finish, limited, pending, read_references
 from realad_verl.evaluate.store import ResultStore, read_json
 from realad_verl.evaluate.summary import SummaryConfig
+from realad_verl.tiny import tiny_model_dir
 
 SMALL = ("--image-size", "56", "--max-new-tokens", "6", "--engine", "transformers", "--device", "cpu")
 

@@ -1,0 +1,1 @@
+"""A run as processes: launched, watched, its parts and its progress."""

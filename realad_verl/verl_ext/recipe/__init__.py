@@ -1,0 +1,1 @@
+"""A recipe before it runs: composed, checked, estimated; and the environment it would run in (doctor)."""

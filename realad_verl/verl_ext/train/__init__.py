@@ -1,0 +1,1 @@
+"""What a training step passes through: dataset, agent loop, engine, worker, wire, trainer, metrics, samples."""

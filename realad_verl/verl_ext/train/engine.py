@@ -1,0 +1,137 @@
+"""verl's FSDP engine with the attention read-out riding on its log-prob forward.
+
+Chosen by ``actor_rollout_ref.model.model_type=cgro_language_model``. Without a request in the batch it *is* verl's
+engine.
+"""
+
+# verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from realad_verl.attention.readout import AttentionReadout
+from realad_verl.errors import UserError
+from realad_verl.evidence import EvidenceBuilder, EvidencePlan
+from realad_verl.method.config import MethodConfig
+from realad_verl.method.evidence import Evidence
+from realad_verl.verl_ext.names import ENGINE
+from realad_verl.verl_ext.plugin import note
+from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
+from realad_verl.verl_ext.train import wire
+from realad_verl.verl_ext.train.sites import verl_sites
+
+logger = logging.getLogger(__name__)
+
+# The batch carries the request as JSON: {"method": {...MethodConfig...}, "detail": bool}. A string passes verl's
+# metadata untouched, and the worker needs no configuration of its own.
+REQUEST_KEY = "realad_evidence"
+
+
+def make_request(method: Mapping, detail: bool) -> str:
+    """The value of ``REQUEST_KEY`` that turns the read-out on; ``detail`` also returns map and token weights."""
+    return json.dumps({"method": dict(method), "detail": detail}, sort_keys=True)
+
+
+def sequence_lengths(ids: Tensor) -> list[int]:
+    """Length of each sample of a batch of token ids, jagged or (all of one length) dense [B, L]."""
+    return ids.offsets().diff().tolist() if ids.is_nested else [ids.shape[1]] * ids.shape[0]
+
+
+@EngineRegistry.register(model_type=ENGINE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class EvidenceEngine(FSDPEngineWithLMHead):
+    """FSDP engine whose forward-only steps return evidence when the batch asks for it."""
+
+    def __init__(self, model_config, *args, **kwargs):
+        if model_config.processor is None:
+            # verl only warns, drops every image, and trains on the text.
+            raise UserError(
+                f"verl found no processor for actor_rollout_ref.model.path = {model_config.path}, so it would train "
+                f"without images. Families that train: {', '.join(TRAINABLE_FAMILIES)}. A model folder must hold its "
+                "processor's files (processor_config.json or preprocessor_config.json)."
+            )
+        # verl builds the module by this name and knows only its own two.
+        model_config.model_type = "language_model"
+        super().__init__(model_config, *args, **kwargs)
+        self._builders: dict[str, EvidenceBuilder] = {}
+        self._readouts: dict[tuple, AttentionReadout] = {}
+
+    def forward_step(self, micro_batch: TensorDict, loss_function, forward_only: bool):
+        request = tu.get_non_tensor_data(micro_batch, REQUEST_KEY, default=None) if forward_only else None
+        if not request:
+            return super().forward_step(micro_batch, loss_function, forward_only)
+        parsed = json.loads(request)
+        started = time.perf_counter()
+        builder = self._builder(parsed["method"])
+        plans = self._plan(micro_batch, builder)
+        seconds = time.perf_counter() - started
+        requests = [plan.request for plan in plans if plan.request is not None]
+        with self._readout(builder.cfg).reading(requests, head_group=self.ulysses_parallel_group) as reading:
+            loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        started = time.perf_counter()
+        evidences = builder.reduce(plans, reading.rows())
+        seconds += reading.seconds + time.perf_counter() - started
+        output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
+        return loss, output
+
+    def _builder(self, method: Mapping) -> EvidenceBuilder:
+        key = json.dumps(method, sort_keys=True)
+        if key not in self._builders:
+            tokenizer = self.model_config.tokenizer
+            self._builders[key] = EvidenceBuilder(
+                self.model_config.hf_config, tokenizer, MethodConfig.from_dict(method)
+            )
+        return self._builders[key]
+
+    def _readout(self, cfg: MethodConfig) -> AttentionReadout:
+        key = (cfg.readout.layers, cfg.readout.max_bytes)
+        if key not in self._readouts:
+            layers, max_bytes = key
+            self._readouts[key] = AttentionReadout(self.module, layers, max_bytes, sites=verl_sites())
+        return self._readouts[key]
+
+    def _plan(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> list[EvidencePlan]:
+        """One plan a sample, placed where :meth:`prepare_model_inputs` puts the sample on the token axis."""
+        packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
+        input_ids = micro_batch["input_ids"]
+        prompts = sequence_lengths(micro_batch["prompts"])
+        sequences = list(input_ids.unbind())
+        inputs = micro_batch.get("multi_modal_inputs", None)
+        multi_modal = [wire.payload(item) or {} for item in inputs] if inputs is not None else [{}] * len(sequences)
+        plans, offset = [], 0
+        for i, (ids, prompt_length, outputs) in enumerate(zip(sequences, prompts, multi_modal, strict=True)):
+            place = {"batch_row": 0, "offset": offset} if packed else {"batch_row": i, "offset": 0}
+            plans.append(_plan_or_refuse(builder, ids, prompt_length, outputs, place))
+            offset += ids.shape[0]
+        return plans
+
+    @staticmethod
+    def _outputs(
+        evidences: Sequence[Evidence], plans: Sequence[EvidencePlan], seconds: float, detail: bool
+    ) -> dict[str, Tensor]:
+        share = 1e3 * seconds / len(evidences)
+        outputs = {wire.SUMMARY: wire.jagged([wire.pack_summary(e, share) for e in evidences])}
+        if detail:
+            packed = [wire.pack_detail(e, plan.reasoning) for e, plan in zip(evidences, plans, strict=True)]
+            outputs |= {name: wire.jagged([vectors[name] for vectors in packed]) for name in wire.DETAIL}
+        return outputs
+
+
+def _plan_or_refuse(builder: EvidenceBuilder, ids: Tensor, prompt_length: int, outputs, place: dict) -> EvidencePlan:
+    """A sample that the backbone refuses (video, image and prompt that do not fit) costs its evidence, not the step."""
+    try:
+        return builder.plan(ids, prompt_length, outputs, **place)
+    except UserError as error:
+        logger.warning("no evidence for a sample: %s", error)
+        return EvidencePlan(None, None, 0, [], "refused")
+
+
+note(f"engine {ENGINE}")
