@@ -37,12 +37,14 @@ class ReadoutConfig:
     """Which attention is read out of the forward pass.
 
     layers: language layers averaged over, None for all [ours]; negative numbers count from the last layer.
+    heads: (layer, head) pairs averaged over, None for all heads of ``layers`` [ours]; leaves no room for ``layers``.
     query: "at" reads the query at a token's own position [ours], "before" the one that predicts the token.
     words: the anomaly words whose prompt tokens make S_T; case does not count, whole words only.
     max_bytes: bound on the read-out's extra memory in a forward pass, in bytes.
     """
 
     layers: tuple[int, ...] | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
     query: Literal["at", "before"] = "at"
     words: tuple[str, ...] = ("defect", "defects", "anomaly", "anomalies", "abnormal")
     max_bytes: int = 64 << 20
@@ -54,11 +56,30 @@ class ReadoutConfig:
                 raise bad_value("readout.layers", self.layers, "at least one whole number, or null for all layers")
             if len(set(self.layers)) < len(self.layers):
                 raise bad_value("readout.layers", self.layers, "each layer once")
+        if self.heads is not None:
+            self._check_heads()
         _check_choice("readout.query", self.query, ("at", "before"))
         _to_tuple(self, "words", "readout", "a list of at least one word")
         if not self.words or not all(isinstance(word, str) and word.strip() for word in self.words):
             raise bad_value("readout.words", self.words, "a list of at least one word, none of them blank")
         _check_int("readout.max_bytes", self.max_bytes, low=1)
+
+    def _check_heads(self) -> None:
+        allowed = "a list of at least one [layer, head], each once, head >= 0, or null for all heads"
+        _to_tuple(self, "heads", "readout", allowed)
+        for pair in self.heads or ():
+            fine = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+            if not fine or not all(map(_is_int, pair)) or pair[1] < 0:
+                raise bad_value("readout.heads", self.heads, allowed)
+        pairs = tuple((pair[0], pair[1]) for pair in self.heads or ())
+        if not pairs or len(set(pairs)) < len(pairs):
+            raise bad_value("readout.heads", self.heads, allowed)
+        if self.layers is not None:
+            raise UserError(
+                f"readout.heads = {self.heads} names its layers itself, so readout.layers = {self.layers} conflicts. "
+                "Set readout.layers to null."
+            )
+        object.__setattr__(self, "heads", pairs)
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,9 @@ class ScoringConfig:
     tau_t, tau_i: thresholds on the normalised S_T and S_I; in [0, 1), exceeded strictly [ours: 0.5].
     alpha, beta: weights of the normalised S_T and S_I [ours: 0.5]; used by select = "both".
     share: a component's share p_i by "area" (the paper) or by attention "mass" above the map's mean [ours].
+    baseline: "none" (the paper); "normal" divides each row by the mean row of normal images, "word" by that of the
+        same token [ours]. Both need ``MethodConfig.calibration``, which holds those rows.
+    concentration: S_I is minus the spatial "entropy" (the paper), or the "contrast", max over mean of the row [ours].
     fallback_tokens: where no token passes the thresholds, this many of the largest weight are used [ours].
     """
 
@@ -79,6 +103,8 @@ class ScoringConfig:
     alpha: float = 0.5
     beta: float = 0.5
     share: Literal["area", "mass"] = "area"
+    baseline: Literal["none", "normal", "word"] = "none"
+    concentration: Literal["entropy", "contrast"] = "entropy"
     fallback_tokens: int = 5
 
     def __post_init__(self) -> None:
@@ -90,7 +116,22 @@ class ScoringConfig:
         if self.alpha + self.beta == 0:
             raise UserError("scoring.alpha = scoring.beta = 0 gives every token weight 0. Make one of them positive.")
         _check_choice("scoring.share", self.share, ("area", "mass"))
+        _check_choice("scoring.baseline", self.baseline, ("none", "normal", "word"))
+        _check_choice("scoring.concentration", self.concentration, ("entropy", "contrast"))
         _check_int("scoring.fallback_tokens", self.fallback_tokens, low=1)
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """What is done to the finished anomaly map.
+
+    smooth: sigma of a Gaussian in cells of the grid; 0 is none (the paper). It helps with a baseline only [ours].
+    """
+
+    smooth: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_number("map.smooth", self.smooth, 0.0, 100.0, "0 <= sigma <= 100, in cells")
 
 
 @dataclass(frozen=True)
@@ -126,12 +167,26 @@ class ConsistencyConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """All settings of the method."""
+    """All settings of the method.
+
+    calibration: folder of ``realad calibrate``, whose baselines ``scoring.baseline`` divides by; None: no baseline.
+    """
 
     spans: SpanConfig = field(default_factory=SpanConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    map: MapConfig = field(default_factory=MapConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and (not isinstance(self.calibration, str) or not self.calibration.strip()):
+            raise bad_value("method.calibration", self.calibration, "a folder made by `realad calibrate`, or null")
+        if self.scoring.baseline != "none" and self.calibration is None:
+            raise UserError(
+                f"scoring.baseline = {self.scoring.baseline} needs the attention of normal images. Make it with "
+                "`realad calibrate` and set method.calibration to its folder, or set scoring.baseline to none."
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> Self:
@@ -143,6 +198,9 @@ class MethodConfig:
         sections = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         built = {}
         for name, values in settings.items():
+            if name == "calibration":
+                built[name] = values
+                continue
             if name not in sections:
                 raise unknown_key(str(name), sections, "method")
             section: Any = sections[name]
@@ -154,7 +212,7 @@ class MethodConfig:
             built[name] = section(**values)
         return cls(**built)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts; ``MethodConfig.from_dict(config.to_dict()) == config``."""
         return dataclasses.asdict(self)
 

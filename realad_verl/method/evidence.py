@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from realad_verl.method.anomaly_map import map_shares, weighted_map
+from realad_verl.method.baseline import smooth_maps
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import attention_regions, jaccard_index
 from realad_verl.method.scoring import (
@@ -32,9 +33,9 @@ GROUP_CELLS = 1 << 22
 class Evidence:
     """What the attention of one response shows.
 
-    anomaly_map_P: the weighted map on the grid, fp32, None where there is nothing to average.
+    anomaly_map_P: the weighted map on the grid, fp32, smoothed by ``map.smooth``; None where nothing is averaged.
     weights_R, s_t_R, s_i_R: w_r and the raw S_T and S_I, fp32; always finite (a token without a usable map has
-        weight 0 and S_I = -ln P; an S_T that is not finite becomes 0).
+        weight 0 and the lowest S_I, -ln P or a contrast of 1; an S_T that is not finite becomes 0).
     kept_R: the tokens that the map is made of; with ``fallback`` they are not those that passed the thresholds.
     jaccard: None where fewer than t tokens have a usable map, or where attention was not finite.
     problem: None, "no_reasoning" (no token), "no_image" (no image cell), "non_finite" (NaN or inf in some row; the map
@@ -111,7 +112,7 @@ def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
     finite_T, usable_T = finite_T & s_t_T.isfinite(), usable_T & s_t_T.isfinite()
     if not bool(finite_T.all()):
         rows_TP, s_t_T = torch.where(finite_T[:, None], rows_TP, 0.0), torch.where(s_t_T.isfinite(), s_t_T, 0.0)
-    s_i_T = concentration(rows_TP, grid, cfg.scoring.share)
+    s_i_T = concentration(rows_TP, grid, cfg.scoring)
 
     size_B = torch.tensor(sizes, device=rows_TP.device)
     token_BR = torch.arange(max(sizes), device=rows_TP.device) < size_B[:, None]
@@ -139,7 +140,7 @@ def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
         problem = _problem(clean[b], n_usable[b], cfg.consistency.t)
         evidence.append(
             Evidence(
-                anomaly_map_P=weighted_map(rows_RP, shares_BR[b, :R]) if mapped[b] else None,
+                anomaly_map_P=_map(rows_RP, shares_BR[b, :R], grid, cfg) if mapped[b] else None,
                 grid=grid,
                 # tensors of their own: a view would drag the whole batch along wherever it is sent
                 weights_R=weights_BR[b, :R].clone(),
@@ -154,6 +155,10 @@ def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
             )
         )
     return evidence
+
+
+def _map(rows_RP: Tensor, shares_R: Tensor, grid: Grid, cfg: MethodConfig) -> Tensor:
+    return smooth_maps(weighted_map(rows_RP, shares_R), grid, cfg.map.smooth)
 
 
 def _problem(clean: bool, n_usable: int, t: int) -> str | None:

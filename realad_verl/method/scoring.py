@@ -97,9 +97,27 @@ def _entropy_chunk(rows_nP: Tensor, grid: tuple[int, int], share: str) -> Tensor
     return torch.where(usable_n, entropy_n, math.log(max(P, 1))).float()
 
 
-def concentration(rows_TP: Tensor, grid: tuple[int, int], share: str = "area") -> Tensor:
-    """S_I[r] = -E_r: [T, P] -> [T]; 0 for one compact region, the lower the more scattered."""
-    return -spatial_entropy(rows_TP, grid, share)
+def contrast(rows_TP: Tensor) -> Tensor:
+    """max A_r / mean A_r over the image [ours]: [T, P] -> [T]; 1 for a flat row, P for one bright cell, >= 1.
+
+    A row of zeros, of no cell, or with NaN or inf has contrast 1: it shows nothing.
+    """
+    if rows_TP.shape[-1] == 0:
+        return torch.ones(rows_TP.shape[0], dtype=torch.float32, device=rows_TP.device)
+    rows = rows_TP.detach().float()
+    ratio = rows.amax(dim=-1) / rows.mean(dim=-1)
+    return torch.where(ratio.isfinite(), ratio, 1.0)
+
+
+def concentration(rows_TP: Tensor, grid: tuple[int, int], cfg: ScoringConfig = ScoringConfig()) -> Tensor:
+    """S_I[r], the higher the more concentrated: [T, P] -> [T].
+
+    "entropy": -E_r, 0 for one compact region. "contrast" [ours]: ``contrast``, which tells a sharp region from a broad
+    one.
+    """
+    if cfg.concentration == "contrast":
+        return contrast(rows_TP)
+    return -spatial_entropy(rows_TP, grid, cfg.share)
 
 
 def min_max(scores_R: Tensor, usable_R: Tensor) -> Tensor:

@@ -65,12 +65,12 @@ def test_functions_of_the_method_exist():
 def test_defaults_of_the_method():
     settings, text = MethodConfig().to_dict(), (ROOT / "docs" / "method.md").read_text()
     compared = 0
-    for names, values in re.findall(r"^\| (`(?:scoring|consistency)\.[^|]+) \| ([^|]+) \|", text, re.M):
+    for names, values in re.findall(r"^\| (`(?:scoring|map|consistency)\.[^|]+) \| ([^|]+) \|", text, re.M):
         keys = re.findall(r"`(\w+)\.(\w+)`", names)
         stated = [yaml.safe_load(v.strip().strip("`")) for v in values.split(",")]
         assert [settings[section][key] for section, key in keys] == stated, names
         compared += len(keys)
-    assert compared == sum(len(settings[section]) for section in ("scoring", "consistency"))
+    assert compared == sum(len(settings[section]) for section in ("scoring", "map", "consistency"))
 
 
 def test_tests_named_as_proof_exist():

@@ -53,6 +53,15 @@ def test_unknown_keys_name_the_nearest():
         ("readout", "layers", []),
         ("readout", "layers", [1, 1]),
         ("readout", "layers", 3),
+        ("readout", "heads", []),
+        ("readout", "heads", [[0, 1], [0, 1]]),
+        ("readout", "heads", [[0, -1]]),
+        ("readout", "heads", [0, 1]),
+        ("readout", "heads", [[0, 1, 2]]),
+        ("readout", "heads", "all"),
+        ("scoring", "baseline", "token"),
+        ("scoring", "concentration", "peak"),
+        ("map", "smooth", -1),
         ("readout", "query", "after"),
         ("readout", "max_bytes", 0),
         ("spans", "think_open", ""),
@@ -71,3 +80,17 @@ def test_both_weights_zero_and_no_mapping():
         MethodConfig.from_dict({"scoring": {"alpha": 0, "beta": 0}})
     with pytest.raises(UserError, match="method.scoring = 3"):
         MethodConfig.from_dict({"scoring": 3})
+
+
+def test_heads_baseline_and_calibration_go_together():
+    cfg = MethodConfig.from_dict(
+        {"readout": {"heads": [[0, 1], [-1, 3]]}, "scoring": {"baseline": "word"}, "calibration": "calibration/"}
+    )
+    assert cfg.readout.heads == ((0, 1), (-1, 3)) and cfg.calibration == "calibration/"
+    assert MethodConfig.from_dict(cfg.to_dict()) == cfg
+    with pytest.raises(UserError, match="scoring.baseline = word needs.*realad calibrate"):
+        MethodConfig.from_dict({"scoring": {"baseline": "word"}})
+    with pytest.raises(UserError, match="readout.heads.*readout.layers"):
+        MethodConfig.from_dict({"readout": {"heads": [[0, 1]], "layers": [0]}})
+    with pytest.raises(UserError, match="method.calibration = 3"):
+        MethodConfig.from_dict({"calibration": 3})

@@ -1,10 +1,13 @@
 """The whole reduction: by hand, edge by edge, and batched against one by one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from realad_verl.method import evidence as evidence_module
-from realad_verl.method.config import ConsistencyConfig, MethodConfig, ScoringConfig
+from realad_verl.method.baseline import smooth_maps
+from realad_verl.method.config import ConsistencyConfig, MapConfig, MethodConfig, ScoringConfig
 from realad_verl.method.evidence import compute_evidence, compute_evidence_batch, no_evidence
 
 TWO = MethodConfig(consistency=ConsistencyConfig(t=2))
@@ -128,3 +131,18 @@ def test_results_are_tensors_of_their_own():
 def test_bfloat16_rows():
     found = compute_evidence(ROWS.bfloat16(), S_T.bfloat16(), (3, 3), TWO)
     assert found.anomaly_map_P.dtype == torch.float32 and found.jaccard == 1.0
+
+
+def test_smoothed_map_is_the_map_smoothed():
+    plain = compute_evidence(ROWS, S_T, (3, 3), TWO)
+    found = compute_evidence(ROWS, S_T, (3, 3), replace(TWO, map=MapConfig(smooth=1.0)))
+    torch.testing.assert_close(found.anomaly_map_P, smooth_maps(plain.anomaly_map_P, (3, 3), 1.0))
+    assert found.jaccard == plain.jaccard and found.anomaly_map_P.argmax() == 0
+
+
+def test_contrast_selects_the_sharp_token():
+    cfg = MethodConfig(scoring=ScoringConfig(select="image", concentration="contrast", tau_i=0.5))
+    found = compute_evidence(ROWS, S_T, (3, 3), cfg)
+    # max / mean: .8 / .1 = 8, .6 / .0667 = 9, .5 / .1 = 5; normalised .75, 1, 0
+    assert found.s_i_R.tolist() == pytest.approx([8.0, 9.0, 5.0]) and found.kept_R.tolist() == [True, True, False]
+    torch.testing.assert_close(found.weights_R, torch.tensor([0.75, 1.0, 0.0]))

@@ -13,6 +13,7 @@ from realad_verl.method import scoring
 from realad_verl.method.config import ScoringConfig
 from realad_verl.method.scoring import (
     concentration,
+    contrast,
     min_max,
     select_tokens,
     semantic_relevance,
@@ -144,3 +145,19 @@ def test_fallback_takes_the_largest_weights_and_the_first_among_equals():
     assert index.tolist() == [1, 2, 3] and valid.all()
     index, valid = top_tokens(torch.tensor([0.9, 0.1, 0.2, 0.3]), torch.tensor([False, True, False, False]), 3)
     assert index[0] == 1 and valid.tolist() == [True, False, False]
+
+
+def test_contrast_by_hand():
+    rows = torch.tensor([[0.4, 0.1, 0.1, 0.0], [0.2, 0.2, 0.2, 0.2], [0.0, 0.0, 0.0, 0.3], [0.0, 0, 0, 0]])
+    assert contrast(rows).tolist() == pytest.approx([0.4 / 0.15, 1.0, 4.0, 1.0])
+    assert contrast(torch.tensor([[float("nan"), 1.0]])).tolist() == [1.0]
+    assert contrast(torch.zeros(2, 0)).tolist() == [1.0, 1.0]
+
+
+def test_contrast_tells_a_sharp_region_from_a_broad_one():
+    """Both are one component, so their entropy is 0; the contrast is not."""
+    broad, sharp = torch.zeros(25), torch.zeros(25)
+    broad[:10], sharp[:2] = 0.1, 0.5
+    rows, cfg = torch.stack([broad, sharp]), ScoringConfig(concentration="contrast")
+    assert concentration(rows, (5, 5)).tolist() == [0.0, 0.0]
+    assert concentration(rows, (5, 5), cfg).tolist() == pytest.approx([2.5, 12.5])
