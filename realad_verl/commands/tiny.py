@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from realad_verl.errors import UserError, bad_value
-from realad_verl.tiny.build import TrainConfig
 from realad_verl.tiny.build import build as build_model
+from realad_verl.tiny.config import TrainConfig
 
 app = typer.Typer(help="The tiny backbone and its procedural images.", no_args_is_help=True)
 

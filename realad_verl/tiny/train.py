@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from realad_verl.data.procedural import ProceduralDefects
 from realad_verl.data.procedural.captions import SOURCE_SURFACES
 from realad_verl.tiny.arch import GRID, IMAGE_SIZE, PATCH
-from realad_verl.tiny.build import TrainConfig
+from realad_verl.tiny.config import TrainConfig
 from realad_verl.tiny.lessons import NAMES, PLACES_TOLD, PROMPT, Lessons, NamingLessons, lesson_sheet, to_patches
 
 WHITENING_FLOOR = 0.05  # variance below which a component counts as noise (a component sums over many pixels)
