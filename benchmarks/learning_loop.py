@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
-from realad_verl.data.prompts import LABEL_TO_ANSWER
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import Evidence
+from realad_verl.method.labels import LABEL_TO_ANSWER
 from realad_verl.tiny.arch import IMAGE_SIZE
 from realad_verl.tiny.lessons import to_patches
 from realad_verl.tiny.rollout import TinyRollout

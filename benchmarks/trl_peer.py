@@ -33,11 +33,12 @@ from PIL import Image
 from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.procedural import ProceduralDefects
-from realad_verl.data.prompts import LABEL_TO_ANSWER, hf_messages, prompt_text
+from realad_verl.data.prompts import hf_messages, prompt_text
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import Evidence
+from realad_verl.method.labels import LABEL_TO_ANSWER
 from realad_verl.method.spans import parse_response
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.tiny.arch import IMAGE_SIZE

@@ -32,9 +32,8 @@ from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.anomaly_map import resize_map
 from realad_verl.method.config import MethodConfig, SpanConfig
 from realad_verl.method.evidence import Evidence
+from realad_verl.method.labels import read_label
 from realad_verl.method.spans import answer_token, parse_response
-
-LABELS = {"yes": 1, "no": 0, None: None}
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def _localization(
     return Localization(
         image_size=size,
         answer=parsed.answer,
-        pred_label=LABELS[parsed.answer],
+        pred_label=read_label(parsed.answer),
         pred_score=score if math.isfinite(score) else None,
         response=text,
         reasoning=parsed.reasoning,

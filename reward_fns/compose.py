@@ -16,7 +16,8 @@ from typing import Any
 
 from realad_verl.errors import unknown_key
 from realad_verl.method.config import SpanConfig
-from reward_fns.accuracy import accuracy_reward, parse_ground_truth
+from realad_verl.method.labels import read_label
+from reward_fns.accuracy import accuracy_reward
 from reward_fns.format import format_reward
 
 # What verl's reward managers pass by themselves where a reward model is served.
@@ -36,7 +37,7 @@ def compute_score(
 ) -> dict[str, float]:
     """Score one response; the same keys, all floats, for every sample, as verl wants them.
 
-    A ground truth that means neither yes nor no scores 0 altogether and sets ``bad_ground_truth``: one wrong row of
+    A ground truth that ``read_label`` does not know scores 0 altogether and sets ``bad_ground_truth``: one wrong row of
     data neither ends a training step nor teaches anything. ``spans``: tags other than the default (``SpanConfig``).
     Raises UserError for a ``reward_kwargs`` key that does not exist.
 
@@ -51,7 +52,7 @@ def compute_score(
         if key not in PASSED_BY_VERL:
             raise unknown_key(key, ("w_fmt", "w_acc", "spans"), "reward.custom_reward_function.reward_kwargs")
     tags = SpanConfig(**(spans or {}))
-    bad = parse_ground_truth(ground_truth) is None
+    bad = read_label(ground_truth) is None
     r_fmt = 0.0 if bad else format_reward(solution_str, tags)
     r_acc = 0.0 if bad else accuracy_reward(solution_str, ground_truth, tags)
     return {

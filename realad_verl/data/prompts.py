@@ -5,7 +5,6 @@ INSTRUCTION = (
     "Reason about what you see first, then answer. Use exactly this format: "
     "<think> your reasoning </think><answer> yes </answer> or <think> your reasoning </think><answer> no </answer>."
 )
-LABEL_TO_ANSWER = {0: "no", 1: "yes"}
 
 
 def prompt_text(question: str = QUESTION, instruction: str = INSTRUCTION) -> str:

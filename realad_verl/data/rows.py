@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realad_verl.data.datasets.base import Sample
-from realad_verl.data.prompts import LABEL_TO_ANSWER, verl_messages
+from realad_verl.data.prompts import verl_messages
+from realad_verl.method.labels import LABEL_TO_ANSWER
 
 ROW_GROUP = 64  # rows held in memory at a time: some 20 MB of PNG at 420 x 420
 

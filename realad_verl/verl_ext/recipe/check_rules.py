@@ -1,18 +1,15 @@
-"""Arithmetic of a recipe: batches, parallel sizes, tokens, and the files that it names. One function a rule."""
+"""Arithmetic of a recipe: batches, parallel sizes, tokens. One function a rule."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from realad_verl.data.prompts import prompt_text
 from realad_verl.errors import UserError
+from realad_verl.verl_ext.recipe.check_data import data_files_exist
 from realad_verl.verl_ext.recipe.model_facts import model_facts
 from realad_verl.verl_ext.recipe.problem import Problem, Rule, Setup
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
-# Columns of a prepared parquet file that a run reads.
-COLUMNS = ("data_source", "prompt", "images", "reward_model")
-VERL_DATA = "data/rlhf/gsm8k"
 # A token of English is about four letters; a chat template adds its own.
 LETTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 24
 
@@ -196,35 +193,6 @@ def model_is_readable(s: Setup) -> Iterator[Problem]:
         model_facts(s.model.path)
     except UserError as error:
         yield Problem("actor_rollout_ref.model.path", s.model.path, str(error), "a model folder, or a hub id")
-
-
-def data_files_exist(s: Setup) -> Iterator[Problem]:
-    for key in ("data.train_files", "data.val_files"):
-        value = s.get(key)
-        for name in [value] if isinstance(value, str) else list(value or []):
-            if VERL_DATA in name:
-                fix = "realad prepare makes it; give its path"
-                yield Problem(key, name, "not set (this is verl's example value)", fix, "warning")
-            elif "://" not in name:
-                yield from _data_file(key, name)
-
-
-def _data_file(key: str, name: str) -> Iterator[Problem]:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = Path(name).expanduser()
-    if not path.is_file():
-        yield Problem(key, name, "no such file", "make it with realad prepare, or correct the path")
-        return
-    try:
-        have = pyarrow.parquet.read_schema(path).names
-    except pyarrow.ArrowInvalid as error:
-        yield Problem(key, name, f"not a parquet file ({error})", "make it with realad prepare")
-        return
-    missing = [column for column in COLUMNS if column not in have]
-    if missing:
-        yield Problem(key, name, f"lacks the columns {', '.join(missing)}", "make it with realad prepare")
 
 
 def outputs_are_shared(s: Setup) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from PIL import Image
 from transfer_queue import KVBatchMeta
 
 from realad_verl.backbones.pieces import token_pieces
+from realad_verl.method.labels import read_label
 from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.train import wire
@@ -92,7 +93,7 @@ class SampleLogger:
             "gt_label": sample.label,
             "step": trainer.global_steps,
             "answer": parsed.answer,
-            "pred_label": {"no": 0, "yes": 1}.get(parsed.answer or ""),
+            "pred_label": read_label(parsed.answer),
             "response": response,
             "response_ids": data["responses"][n].tolist(),
             "reasoning": parsed.reasoning,

@@ -28,6 +28,7 @@ from verl.trainer.ppo.v1 import (
 )
 
 from realad_verl.method.consistency import consistency_score
+from realad_verl.method.labels import read_label
 from realad_verl.method.spans import parse_response
 from realad_verl.verl_ext.names import TRAINERS
 from realad_verl.verl_ext.plugin import note, require_active
@@ -44,7 +45,6 @@ from realad_verl.verl_ext.train.samples import SampleLogger
 from realad_verl.verl_ext.train.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
 
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
-ANSWER_TO_LABEL = {"no": 0, "yes": 1}
 
 
 class StopRequested(Exception):
@@ -96,23 +96,24 @@ class CGROMixin:
         super().on_validate_begin()
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
-        """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows."""
+        """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows.
+
+        ``extra_fields`` holds the prompt's image too, so it is read here once a step and what is wanted of it kept.
+        """
+        fields = ["extra_info", "extra_fields", *(["index"] if self.realad.deterministic else [])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        extra = [each or {} for each in _by_sample(data["extra_fields"])]
+        self._reward_parts = {key: _reward_parts(each) for key, each in zip(batch.keys, extra, strict=True)}
+        # What is not as asked for. verl fills the places of dropped samples with copies without weight.
+        prompts = self.config.data.train_batch_size // self.parameter_sync_step
+        metrics["rollout/dropped"] = float(prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys))
+        metrics["rollout/cut"] = float(sum(bool(each.get(CUT)) for each in extra))
+        metrics["rollout/replaced"] = float(sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"])))
         if self.realad.deterministic:
-            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
             rows = [int(row) for row in _by_sample(data["index"])]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
             batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
-        self._count_lost(batch, metrics)
         return super()._balance_batch(batch, metrics, *args, **kwargs)
-
-    def _count_lost(self, batch: KVBatchMeta, metrics: dict) -> None:
-        """Samples that are not what was asked for. verl fills the places of dropped ones with copies without weight."""
-        fields = ["extra_info", "extra_fields"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        prompts = self.config.data.train_batch_size // self.parameter_sync_step
-        metrics["rollout/dropped"] = float(prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys))
-        metrics["rollout/cut"] = float(sum(bool((f or {}).get(CUT)) for f in _by_sample(data["extra_fields"])))
-        metrics["rollout/replaced"] = float(sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"])))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._beat("updating the actor")
@@ -177,22 +178,20 @@ class CGROMixin:
     def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
         """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
         started = time.perf_counter()
-        fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model", "extra_fields"]
+        fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         real = [not tag.get("is_padding", False) for tag in batch.tags]
         responses = self._texts(data["responses"])
         samples, scores = [], []
-        for is_real, text, vector, old, truth, extra in zip(
-            real, responses, *(_by_sample(data[f]) for f in (wire.SUMMARY, "rm_scores", *fields[3:])), strict=True
-        ):
+        columns = (_by_sample(data[field]) for field in (wire.SUMMARY, "rm_scores", "reward_model"))
+        for key, is_real, text, vector, old, truth in zip(batch.keys, real, responses, *columns, strict=True):
             summary, label = wire.unpack_summary(vector), _label(truth)
             consistency = self._consistency(summary, label, text)
             score = old.clone()
             if is_real:
                 score[-1] += self.realad.w_cons * consistency
             scores.append(score)
-            other = (extra or {}).get("reward_extra_info") or {}
-            other = {k: float(v) for k, v in other.items() if isinstance(v, int | float) and k != "score"}
+            other = self._reward_parts.get(key, {})  # verl's copies have none
             samples.append(ScoredSample(label, summary, consistency, float(score.sum()), other))
         if self.realad.w_cons:
             written = TensorDict({"rm_scores": wire.jagged(scores)}, batch_size=len(scores))
@@ -211,7 +210,7 @@ class CGROMixin:
             summary.jaccard,
             label,
             well_formed=parsed.well_formed,
-            accurate=ANSWER_TO_LABEL.get(parsed.answer or "") == label,
+            accurate=read_label(parsed.answer) == label,
             cfg=method.consistency,
         )
 
@@ -233,10 +232,15 @@ def _by_sample(field) -> list:
     return list(field.unbind()) if isinstance(field, torch.Tensor) else [wire.payload(item) for item in field]
 
 
+def _reward_parts(extra_fields: dict) -> dict[str, float]:
+    """What the reward function returned beside the score."""
+    parts = extra_fields.get("reward_extra_info") or {}
+    return {name: float(v) for name, v in parts.items() if isinstance(v, int | float) and name != "score"}
+
+
 def _label(reward_model) -> int | None:
-    """0, 1, or None where the ground truth is neither "no" nor "yes"."""
-    truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-    return ANSWER_TO_LABEL.get(str(truth).strip().lower())
+    """0, 1, or None where the row has no ground truth that is a label."""
+    return read_label(reward_model.get("ground_truth")) if isinstance(reward_model, dict) else None
 
 
 @register_trainer("cgro_sync")
