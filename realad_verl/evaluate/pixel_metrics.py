@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from realad_verl.errors import bad_value
+from realad_verl.evaluate import ranking
 
 FPR_LIMIT = 0.3  # AUPRO's usual integration limit (Bergmann et al., MVTec AD)
 MAX_BINS = 1 << 20  # 28 bytes each
@@ -164,8 +165,7 @@ class PixelCurve:
 
     def auroc(self) -> float:
         """Area under the ROC curve, trapezoidal."""
-        tpr, fpr = np.r_[0, self.tp] / self.n_anomalous, np.r_[0, self.fp] / self.n_normal
-        return float(np.trapezoid(tpr, fpr))
+        return float(ranking.auroc(self.tp, self.fp))
 
     def auroc_error_bound(self) -> float:
         """How far ``auroc`` can be from that of the unbinned scores: half of the pairs that share a bin."""
@@ -174,20 +174,18 @@ class PixelCurve:
 
     def aupr(self) -> float:
         """Area under precision-recall as average precision: sum of precision x step in recall, not interpolated."""
-        steps = np.diff(self.tp, prepend=0) / self.n_anomalous
-        return float(steps @ (self.tp / (self.tp + self.fp)))
+        return float(ranking.average_precision(self.tp, self.fp))
 
     def f1_max(self) -> tuple[float, float]:
         """Largest F1 over all thresholds and the threshold that gives it."""
-        f1 = 2 * self.tp / (self.tp + self.fp + self.n_anomalous)
+        f1 = ranking.f1(self.tp, self.fp)
         best = int(f1.argmax())
         return float(f1[best]), float(self.thresholds[best])
 
     def accuracy(self, threshold: float) -> float:
         """Share of pixels decided rightly at ``score >= threshold`` (the threshold is cut to its bin's lower edge)."""
-        at = int(np.count_nonzero(self.thresholds >= quantise(np.array([threshold]), self.dropped)[0])) - 1
-        tp, fp = (int(self.tp[at]), int(self.fp[at])) if at >= 0 else (0, 0)
-        return (tp + self.n_normal - fp) / (self.n_anomalous + self.n_normal)
+        bins = int(np.count_nonzero(self.thresholds >= quantise(np.array([threshold]), self.dropped)[0]))
+        return float(ranking.accuracy(self.tp, self.fp, bins))
 
     def aupro(self, fpr_limit: float = FPR_LIMIT) -> float:
         """Area under the per-region-overlap curve up to ``fpr_limit``, divided by it; never above 1.
