@@ -97,7 +97,8 @@ def build_engine(job: dict):
         use_remove_padding=job.get("packed", False),
         enable_gradient_checkpointing=job.get("checkpointing", False),
         lora_rank=job.get("lora_rank", 0),
-        exclude_modules=".*visual.*" if job.get("lora_rank") else None,
+        exclude_modules=job.get("exclude", ".*visual.*") if job.get("lora_rank") else None,
+        lora={"merge": True} if job.get("merge") else {},
         override_config={"attn_implementation": "sdpa"},
     )
     engine = EngineRegistry.new(
@@ -110,8 +111,9 @@ def build_engine(job: dict):
             model_dtype="fp32",
             mixed_precision=dtypes,
             ulysses_sequence_parallel_size=job.get("ulysses", 1),
+            fsdp_size=job.get("fsdp_size", -1),
         ),
-        optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=10),
+        optimizer_config=FSDPOptimizerConfig(lr=job.get("lr", 1e-3), total_training_steps=10),
         checkpoint_config=CheckpointConfig(),
     )
     engine.initialize()

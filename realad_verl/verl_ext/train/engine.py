@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
@@ -26,7 +27,7 @@ from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
-from realad_verl.verl_ext.train import wire
+from realad_verl.verl_ext.train import weights, wire
 from realad_verl.verl_ext.train.sites import verl_sites
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,12 @@ def sequence_lengths(ids: Tensor) -> list[int]:
 
 @EngineRegistry.register(model_type=ENGINE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class EvidenceEngine(FSDPEngineWithLMHead):
-    """FSDP engine whose forward-only steps return evidence when the batch asks for it."""
+    """FSDP engine whose forward-only steps return evidence when the batch asks for it.
+
+    ``rollout_dtype``: the precision of the weights that it hands to the rollout; the worker sets it.
+    """
+
+    rollout_dtype: torch.dtype | None = None
 
     def __init__(self, model_config, *args, **kwargs):
         if model_config.processor is None:
@@ -81,6 +87,15 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         seconds += reading.seconds + time.perf_counter() - started
         output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
         return loss, output
+
+    def get_per_tensor_param(self, *args, **kwargs):
+        params, peft_config = super().get_per_tensor_param(*args, **kwargs)
+        if peft_config is not None or self._qat_enabled:  # vLLM's own adapter, or quantized: not plain weights
+            return params, peft_config
+        return weights.for_rollout(params, self.rollout_dtype), None
+
+    def _merged_lora_per_tensor_param(self):
+        return weights.merged(self)
 
     def _builder(self, method: Mapping) -> EvidenceBuilder:
         key = json.dumps(method, sort_keys=True)

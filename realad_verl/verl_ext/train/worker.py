@@ -9,6 +9,7 @@ The evidence is computed by the actor's current weights, sharded as they are, in
 
 import importlib
 
+import torch
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
@@ -29,6 +30,9 @@ class ConsistencyRewardMixin:
         importlib.import_module("verl.workers.engine.fsdp.transformer_impl")
         require_active(f"engine {ENGINE}")
         super().init_model()
+        if self.actor is not None and self.config.get("rollout") is not None:
+            # "auto" names no precision of torch's: vLLM then rounds what it gets.
+            self.actor.engine.rollout_dtype = getattr(torch, self.config.rollout.dtype, None)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def plugin_status(self) -> list[str]:

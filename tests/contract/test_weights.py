@@ -1,0 +1,88 @@
+"""After a sync, every parameter of vLLM equals the actor's weight with its adapter merged by PEFT itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_engine import HERE, _free_port
+
+from realad_verl.tiny import tiny_model_dir
+
+FULL = {"name": "full"}
+LORA = {"name": "lora", "lora_rank": 8, "merge": True, "exclude": r".*visual.*"}
+MERGER = {"name": "merger", "lora_rank": 8, "merge": True, "exclude": r".*visual\.(blocks|patch_embed).*"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "VERL_PLATFORM": "cpu"}
+
+
+def _environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VERL_", "VLLM_"))}
+    return kept | ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()} | more
+
+
+def actors(folder: Path, world: int, **job) -> list[Path]:
+    """Train the job's actors on ``world`` ranks; what they sent, and own, after 0, 1 and 3 updates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {"model": str(tiny_model_dir()), "n": 4, "lr": 0.01, "updates": [0, 1, 3], "out": str(folder / "sent")} | job
+    (folder / "job.json").write_text(json.dumps(job))
+    environment = _environment(WORLD_SIZE=str(world), LOCAL_RANK="0")
+    command = [sys.executable, str(HERE / "weights_rank.py"), str(folder / "job.json")]
+    ranks = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}, cwd=HERE) for rank in range(world)]
+    try:
+        codes = [process.wait(timeout=500) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0] * world
+    return sorted(folder.glob("sent.*.pt"))
+
+
+def compared(folder: Path, files: list[Path], model: str | None = None, dtype: str = "float32") -> dict[str, dict]:
+    """Of each file: how many parameters vLLM has, and which of them differ from PEFT's merge."""
+    result = folder / "compared.json"
+    command = [sys.executable, str(HERE / "weights_vllm.py"), model or str(tiny_model_dir()), dtype, str(result)]
+    subprocess.run([*command, *map(str, files)], env=_environment(), cwd=HERE, check=True, timeout=500)
+    return json.loads(result.read_text())
+
+
+def check(found: dict[str, dict], cases: int) -> None:
+    assert len(found) == cases
+    for name, result in found.items():
+        print(name, result["parameters"], f"{result['worst']:.1e}")
+        assert not result["off"], (name, result)
+        assert result["parameters"] >= 50
+    # Not vacuous: the updates moved the weights that were compared.
+    for actor in {name.split(".")[1] for name in found}:
+        assert len({result["digest"] for name, result in found.items() if name.split(".")[1] == actor}) == 3
+
+
+def test_one_rank(tmp_path):
+    check(compared(tmp_path, actors(tmp_path, 1, actors=[FULL, LORA, MERGER])), 9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_ranks(tmp_path):
+    check(compared(tmp_path, actors(tmp_path, 2, actors=[FULL, LORA, MERGER])), 9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_hsdp_and_a_rollout_in_bf16(tmp_path):
+    """Two shards, held twice; vLLM rounds PEFT's merge itself, the actor rounds before it sends."""
+    files = actors(tmp_path, 4, actors=[FULL, MERGER], fsdp_size=2, dtype="bfloat16")
+    check(compared(tmp_path, files, dtype="bfloat16"), 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sees_what_verl_would_send(tmp_path):
+    """Either mend taken out, the comparison fails: a test that says when an upgrade of verl makes them needless."""
+    without = [MERGER | {"name": f"no_{mend}", "without": mend} for mend in ("merged_root", "weights")]
+    found = compared(tmp_path, actors(tmp_path, 1, actors=without, updates=[0, 1]))
+    assert not found["sent.no_merged_root.0.pt"]["off"]  # B is zero before the first update
+    assert all(".merger." in name for name in found["sent.no_merged_root.1.pt"]["off"])
+    assert len(found["sent.no_merged_root.1.pt"]["off"]) == 2
+    assert len(found["sent.no_weights.1.pt"]["off"]) > 20
