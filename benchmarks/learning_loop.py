@@ -96,7 +96,7 @@ class Evidences:
     def __init__(self, rollout: TinyRollout, cfg: MethodConfig):
         self.rollout, self.packed = rollout, PackedForward(rollout)
         self.builder = EvidenceBuilder(rollout.model.config, rollout.tokenizer, cfg)
-        self.readout = AttentionReadout(rollout.model, cfg.readout.layers)
+        self.readout = AttentionReadout(rollout.model, cfg.readout.layers, heads=cfg.readout.heads)
 
     def __call__(self, images: Tensor, responses: list[list[int]], ids: Tensor) -> tuple[Tensor, list[Evidence]]:
         """Images [B, ...], S responses and the same padded [B, n, R] -> log-probabilities [B, n, R], S evidences."""

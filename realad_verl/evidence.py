@@ -32,6 +32,8 @@ from torch import Tensor
 from realad_verl.attention.readout import RowRequest
 from realad_verl.backbones import ImageLayout, MultipleImagesError, backbone_for
 from realad_verl.backbones.pieces import response_pieces, token_pieces
+from realad_verl.calibration import baseline_for
+from realad_verl.method.baseline import divide_by_baseline
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence, compute_evidence_batch, no_evidence
 from realad_verl.method.spans import reasoning_tokens, word_tokens
@@ -41,7 +43,8 @@ from realad_verl.method.spans import reasoning_tokens, word_tokens
 class EvidencePlan:
     """What to read for one sequence. ``request`` is None exactly where ``problem`` is set.
 
-    ``reasoning``: indices of the reasoning tokens within the response (R of them, the rows' order).
+    ``reasoning``: indices of the reasoning tokens within the response (R of them, the rows' order); ``token_ids`` [R]:
+    their ids.
     """
 
     request: RowRequest | None
@@ -49,17 +52,19 @@ class EvidencePlan:
     n_words: int
     reasoning: list[int]
     problem: str | None
+    token_ids: Tensor | None = None
 
 
 class EvidenceBuilder:
     """Plans the read-out and reduces its rows, for one model and one setting of the method."""
 
     def __init__(self, model_config: Any, tokenizer: Any, cfg: MethodConfig) -> None:
-        """Raises UserError where ``model_config.model_type`` has no backbone entry."""
+        """Raises UserError for a model type without a backbone entry, and where ``cfg.calibration`` does not fit."""
         self.model_config = model_config
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.backbone = backbone_for(model_config)
+        self.baseline = baseline_for(cfg, model_config)
         self._words = lru_cache(maxsize=64)(self._find_words)  # a group's responses share their prompt
 
     def plan(
@@ -98,7 +103,7 @@ class EvidenceBuilder:
             queries=torch.tensor(reasoning) + prompt_length + shift,
             columns=torch.cat([layout.columns, torch.tensor(words, dtype=torch.long)]),
         )
-        return EvidencePlan(request, layout, len(words), reasoning, None)
+        return EvidencePlan(request, layout, len(words), reasoning, None, response[reasoning])
 
     def _find_words(self, prompt_ids: tuple[int, ...]) -> list[int]:
         return word_tokens(token_pieces(self.tokenizer, prompt_ids), self.cfg.readout.words)
@@ -121,14 +126,23 @@ class EvidenceBuilder:
         results = iter(compute_evidence_batch(list(self._triples(asked, rows)), self.cfg))
         return [_without(plan) if plan.request is None else next(results) for plan in plans]
 
-    @staticmethod
     def _triples(
-        plans: Sequence[EvidencePlan], rows: Sequence[Tensor]
+        self, plans: Sequence[EvidencePlan], rows: Sequence[Tensor]
     ) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
         for plan, rows_RC in zip(plans, rows, strict=True):
             assert plan.layout is not None
-            n_image = len(plan.layout.columns)
-            yield plan.layout.project(rows_RC[:, :n_image]), rows_RC[:, n_image:].sum(1), plan.layout.grid
+            n_image, grid = len(plan.layout.columns), plan.layout.grid
+            rows_RP = self._relative(plan.layout.project(rows_RC[:, :n_image]), plan)
+            yield rows_RP, rows_RC[:, n_image:].sum(1), grid
+
+    def _relative(self, rows_RP: Tensor, plan: EvidencePlan) -> Tensor:
+        """The rows over those of normal images (``scoring.baseline``); as they are without one."""
+        kind = self.cfg.scoring.baseline
+        if kind == "none":
+            return rows_RP
+        assert self.baseline is not None and plan.layout is not None and plan.token_ids is not None
+        baseline_RP = self.baseline.resized(plan.layout.grid).rows(plan.token_ids, kind)
+        return divide_by_baseline(rows_RP, baseline_RP.to(rows_RP.device))
 
 
 def _without(plan: EvidencePlan) -> Evidence:

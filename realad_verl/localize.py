@@ -112,7 +112,8 @@ class Localizer:
         self.max_new_tokens = max_new_tokens
         self.backbone = backbone_for(model.config)
         self.builder = EvidenceBuilder(model.config, self.tokenizer, self.method)
-        self.readout = AttentionReadout(model, self.method.readout.layers, self.method.readout.max_bytes)
+        of = self.method.readout
+        self.readout = AttentionReadout(model, of.layers, of.max_bytes, heads=of.heads)
         self.text = chat_text(processor, hf_messages(question))
         self.answer_ids = answer_ids(self.tokenizer)
 

@@ -12,7 +12,7 @@ of mantissa. Attention of another forward differs by more than this, since its q
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -20,13 +20,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from realad_verl.attention.calls import KernelCall, active_observer, observed_by
+from realad_verl.attention.heads import Head, heads_by_layer, of_heads
 from realad_verl.attention.layers import chosen_layers, language_attention
 from realad_verl.attention.layout import Placement, RowRequest, additive_mask, place
 from realad_verl.attention.rows import head_sum
 from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
 from realad_verl.errors import UserError, bad_value
 
-__all__ = ["AttentionReadout", "Reading", "RowRequest"]
+__all__ = ["AttentionReadout", "EachHead", "Reading", "RowRequest"]
+
+# Called during the forward with (layer, head) and the rows [R, C] of that head alone, one tensor a request.
+EachHead = Callable[[Head, list[Tensor]], None]
 
 
 class AttentionReadout:
@@ -40,6 +44,7 @@ class AttentionReadout:
     Args:
         layers: which attention layers to average, negatives counting from the end; None = all. In hybrids, layers
             without attention are not counted.
+        heads: (layer, head) pairs to average instead, of those layers; only they are computed. Excludes ``layers``.
         max_bytes: bound on the memory that computing the rows takes beside the result.
         sites: places beside transformers' own where the model's kernels are called (see `sites`).
         use_lse: use the kernel's log-sum-exp where it gives one, so that wanted columns alone are computed.
@@ -55,10 +60,16 @@ class AttentionReadout:
         sites: Sequence[Site] = (),
         use_lse: bool = True,
         fused: bool = False,
+        heads: Sequence[Head] | None = None,
     ) -> None:
         if max_bytes <= 0:
             raise bad_value("max_bytes", max_bytes, "a positive number of bytes")
         self.decoder, attention = language_attention(model)
+        self.heads = None if heads is None else heads_by_layer(heads, len(attention), self.decoder)
+        if self.heads is not None:
+            if layers is not None:
+                raise UserError("readout.heads names its layers itself: leave readout.layers out.")
+            layers = list(self.heads)
         self.layers = {index: attention[index] for index in chosen_layers(layers, len(attention))}
         self.max_bytes = max_bytes
         self.sites = (*TRANSFORMERS_SITES, *sites)
@@ -67,7 +78,10 @@ class AttentionReadout:
 
     @contextmanager
     def reading(
-        self, requests: Sequence[RowRequest], head_group: dist.ProcessGroup | None = None
+        self,
+        requests: Sequence[RowRequest],
+        head_group: dist.ProcessGroup | None = None,
+        each_head: EachHead | None = None,
     ) -> Iterator["Reading"]:
         """Reads during one forward of the model; call `Reading.rows` on what it yields after the forward.
 
@@ -75,12 +89,13 @@ class AttentionReadout:
             requests: the rows wanted, in the coordinates of the kernel's token axis.
             head_group: ranks among which the attention heads are divided (sequence parallelism that exchanges sequence
                 for heads); every rank then makes the same requests.
+            each_head: also gets the rows of every head by itself, as its layer runs; nothing of them is kept here.
         Raises:
             RuntimeError: a reading is already going on in this thread.
             UserError: an attention implementation that cannot be read.
         """
         self._check_implementation()
-        reading = Reading(self, requests, head_group)
+        reading = Reading(self, requests, head_group, each_head)
         with ExitStack() as stack:
             stack.enter_context(observed_by(reading))
             stack.enter_context(wrapped_sites(self.sites))
@@ -102,12 +117,17 @@ class Reading:
     """
 
     def __init__(
-        self, readout: AttentionReadout, requests: Sequence[RowRequest], head_group: dist.ProcessGroup | None
+        self,
+        readout: AttentionReadout,
+        requests: Sequence[RowRequest],
+        head_group: dist.ProcessGroup | None,
+        each_head: EachHead | None = None,
     ) -> None:
         self.padding_mask_BT: Tensor | None = None
         self._readout = readout
         self._requests = list(requests)
         self._head_group = head_group
+        self._each_head = each_head
         self._placements: list[Placement] | None = None
         self._placed_for: tuple | None = None
         self._sums: list[Tensor] = []
@@ -131,11 +151,11 @@ class Reading:
                 "in `sites`."
             )
         sums = self._sums
-        scale = 1.0 / len(self._readout.layers)
+        scale = 1.0 / (1 if self._readout.heads else len(self._readout.layers))
         if self._head_group is not None and sums:
             flat = torch.cat([rows.flatten() for rows in sums])
             dist.all_reduce(flat, group=self._head_group)
-            scale /= dist.get_world_size(self._head_group)
+            scale /= 1 if self._readout.heads else dist.get_world_size(self._head_group)
             parts = flat.split([rows.numel() for rows in sums])
             sums = [part.view_as(rows) for part, rows in zip(parts, sums, strict=True)]
         return [rows * scale for rows in sums]
@@ -159,10 +179,28 @@ class Reading:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
         started = time.perf_counter()
         placements = self._place(call)
-        sums = [self._head_mean(call, placement) for placement in placements]
+        sums = self._mean(call, placements)
         self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
         self._seen.add(self._layer)
         self.seconds += time.perf_counter() - started
+
+    def _mean(self, call: KernelCall, placements: list[Placement]) -> list[Tensor]:
+        """[R, C] of each request: this layer's part of what ``rows`` sums up."""
+        assert self._layer is not None
+        count = call.query_BHND.shape[1]
+        if self._each_head is not None:
+            for head in range(count):
+                alone = of_heads(call, [head])
+                self._each_head((self._layer, head), [self._head_mean(alone, place) for place in placements])
+        if self._readout.heads is None:
+            return [self._head_mean(call, placement) for placement in placements]
+        # Heads are exchanged in order of rank: this one has those from ``first`` on.
+        first = 0 if self._head_group is None else count * dist.get_rank(self._head_group)
+        here = [head - first for head in self._readout.heads[self._layer] if first <= head < first + count]
+        if not here:
+            return [call.query_BHND.new_zeros(len(p.rows), len(p.columns), dtype=torch.float32) for p in placements]
+        part, share = of_heads(call, here), len(here) / sum(map(len, self._readout.heads.values()))
+        return [self._head_mean(part, placement) * share for placement in placements]
 
     def _forward_begins(self, *_: object) -> None:
         if active_observer() is not self:

@@ -100,7 +100,7 @@ class TinyRollout:
             builder.plan(torch.cat([self.prompt, torch.tensor(r)]), len(self.prompt), outputs, batch_row=row)
             for row, r in enumerate(responses)
         ]
-        readout = AttentionReadout(self.model, cfg.readout.layers)
+        readout = AttentionReadout(self.model, cfg.readout.layers, heads=cfg.readout.heads)
         with readout.reading([plan.request for plan in plans if plan.request is not None]) as reading:
             logits, ids = self.logits(images, responses)
         return plans, reading.rows(), logits, ids

@@ -107,10 +107,10 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         return self._builders[key]
 
     def _readout(self, cfg: MethodConfig) -> AttentionReadout:
-        key = (cfg.readout.layers, cfg.readout.max_bytes)
+        key = (cfg.readout.layers, cfg.readout.heads, cfg.readout.max_bytes)
         if key not in self._readouts:
-            layers, max_bytes = key
-            self._readouts[key] = AttentionReadout(self.module, layers, max_bytes, sites=verl_sites())
+            layers, heads, max_bytes = key
+            self._readouts[key] = AttentionReadout(self.module, layers, max_bytes, sites=verl_sites(), heads=heads)
         return self._readouts[key]
 
     def _plan(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> list[EvidencePlan]:

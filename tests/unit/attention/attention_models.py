@@ -88,12 +88,17 @@ def eager_attention(model, **inputs: Any) -> Tensor:
 
 def eager_layers(model, **inputs: Any) -> Tensor:
     """[L, B, N, N] attention of each layer averaged over heads."""
+    return eager_heads(model, **inputs).mean(2)
+
+
+def eager_heads(model, **inputs: Any) -> Tensor:
+    """[L, B, H, N, N] attention of every head."""
     before = model.config._attn_implementation
     with_attention(model, "eager")
     with torch.no_grad():
         output = model(**inputs, output_attentions=True)
     with_attention(model, before)
-    return torch.stack([layer.float().mean(1) for layer in output.attentions])
+    return torch.stack([layer.float() for layer in output.attentions])
 
 
 def padded(lengths: list[int], width: int, side: str = "left") -> dict[str, Tensor]:

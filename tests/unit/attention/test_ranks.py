@@ -6,7 +6,7 @@ import tempfile
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from attention_models import assert_rows, causal_model, eager_attention, padded, read, requests_for
+from attention_models import assert_rows, causal_model, eager_attention, eager_heads, padded, read, requests_for
 from transformers.integrations import flash_attention
 
 from realad_verl.attention import flash_reference
@@ -31,9 +31,13 @@ def _heads_divided(rank: int) -> None:
     with flash_reference.as_flash_attention_2():
         rows, _ = read(model, requests, inputs, head_group=dist.group.WORLD)
         half, _ = read(model, requests, inputs)
+        # heads of both ranks in layer 0, of the second alone in layer 1
+        some, _ = read(model, requests, inputs, head_group=dist.group.WORLD, heads=[(0, 0), (0, 3), (1, 2)])
     flash_attention._flash_attention_forward = whole
     want = eager_attention(model, **inputs)
     assert_rows(rows, requests, want)
+    eager = eager_heads(model, **inputs)
+    assert_rows(some, requests, torch.stack([eager[0][:, 0], eager[0][:, 3], eager[1][:, 2]]).mean(0))
     assert (half[0] - rows[0]).abs().max() > 1e-3  # one rank alone does not have them
 
 
