@@ -19,12 +19,14 @@ ALLOWED = {
     "method": set(),
     "attention": {"method"},
     "backbones": {"method"},
-    "evidence": READING - {"evidence"},
+    "calibration": {"method"},
+    "evidence": READING - {"evidence"} | {"calibration"},
     "data": READING,
     "localize": READING | {"data"},
     "localize_files": {"localize"},
     "tiny": READING | {"data"},
     "evaluate": READING | {"data", "localize"},
+    "calibrate": READING | {"calibration", "data", "localize", "evaluate"},
     "report": {"evaluate"},
     "recipes_dir": set(),
     "reward_fns": {"method"},
@@ -36,13 +38,13 @@ ALLOWED = {
     "verl_ext.plugin": {"verl_ext.cpu", "verl_ext.repairs"},
     "verl_ext.run_folder": set(),
     "verl_ext.recipe": READING
-    | {"data", "tiny", "recipes_dir", "verl_ext.names", "verl_ext.plugin", "verl_ext.settings"},
+    | {"calibration", "data", "tiny", "recipes_dir", "verl_ext.names", "verl_ext.plugin", "verl_ext.settings"},
     "verl_ext.train": READING
     | {"data", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "repairs", "run_folder", "settings")},
     "verl_ext.job": {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "run_folder", "settings")},
     "commands": READING
-    | {"data", "localize", "localize_files", "tiny", "evaluate", "report", "recipes_dir"}
+    | {"calibrate", "calibration", "data", "localize", "localize_files", "tiny", "evaluate", "report", "recipes_dir"}
     | {f"verl_ext.{room}" for room in ("job", "recipe", "repairs", "run_folder", "settings")},
     "cli": {"commands"},
 }
