@@ -100,10 +100,13 @@ def _read_steps_into(steps: dict[int, dict[str, Any]], path: Path) -> None:
 
 def _sample_views(folder: Path, name: str) -> list[View]:
     """Before and after: the first and the last step that left samples."""
-    found = sorted((int(p.name[5:]), p) for p in (folder / "samples").glob("step_*") if p.name[5:].isdecimal())
+    # step_000010, or step_000010.1 for the second mini-batch of a step that has several.
+    folders = (folder / "samples").glob("step_*")
+    named = ((re.fullmatch(r"step_(\d+)(?:\.(\d+))?", path.name), path) for path in folders)
+    found = sorted((int(name[1]), int(name[2] or 0), path) for name, path in named if name)
     chosen = found if len(found) < 2 else [found[0], found[-1]]
     views = []
-    for step, path in chosen:
+    for step, _, path in chosen:
         rows: dict[str, dict[str, Any]] = {}
         for file in sorted(path.glob("*.json")):
             row = _sample_row(read_json(file), file)

@@ -1,6 +1,7 @@
 """Pictures of a training run: image, anomaly map, answer and shaded reasoning of a few samples, every N steps.
 
 Always written under ``realad.log.dir`` as ``step_000010/00.json`` beside ``00.png``; to W&B too where it is a logger.
+Where a step has several mini-batches (cgro_separate_async) each has a folder of its own, ``step_000010.0`` and so on.
 """
 
 # verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
@@ -47,7 +48,7 @@ class SampleLogger:
         fields = [*wire.DETAIL, "responses", "raw_prompt", "extra_info"]
         keys = [batch.keys[i] for i in chosen]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-        folder = self.dir / f"step_{trainer.global_steps:06d}"
+        folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         records = []
         for n, i in enumerate(chosen):
@@ -60,6 +61,10 @@ class SampleLogger:
             records.append((record, image))
         if self.wandb:
             self._log_to_wandb(trainer, records)
+
+    def _folder(self, trainer) -> Path:
+        update = f".{trainer.local_trigger_step}" if trainer.parameter_sync_step > 1 else ""
+        return self.dir / f"step_{trainer.global_steps:06d}{update}"
 
     def _choose(self, batch: KVBatchMeta, samples: Sequence[ScoredSample]) -> list[int]:
         """The first sample of each prompt, anomalous and normal in turn, then further samples."""

@@ -10,6 +10,7 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 
 import shutil
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,6 +74,8 @@ class CGROMixin:
         self.realad = RealadSettings.from_config(config)
         self.run_folder = Path(config.trainer.default_local_dir)
         self.sample_logger = SampleLogger(config, self.realad)
+        self._scored: list[ScoredSample] = []
+        self._counts: defaultdict[str, float] = defaultdict(float)
         self._saved_step = -1
         self._beat("starting workers")
         super().__init__(config)
@@ -95,6 +98,22 @@ class CGROMixin:
         self._beat("validating")
         super().on_validate_begin()
 
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """verl's step; ``reward/``, ``evidence/`` and ``rollout/`` are over all its samples.
+
+        verl combines the metrics of a step's mini-batches by their names ("total" is summed, "min" anywhere in a name
+        is the least, a count is averaged), so ours are made once, from the samples.
+        """
+        self._scored, self._counts = [], defaultdict(float)
+        batch = super().step(metrics, timing_raw)
+        if self.realad.evidence:
+            metrics.update(step_metrics(self._scored))
+        # An asynchronous buffer throws the whole group of a failed response away and asks for another.
+        groups = metrics.get("training/rollout_failure/evicted_samples", 0)
+        self._counts["rollout/dropped"] += groups * self.config.actor_rollout_ref.rollout.n
+        metrics.update({name: float(count) for name, count in self._counts.items()})
+        return batch
+
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows.
 
@@ -106,9 +125,9 @@ class CGROMixin:
         self._reward_parts = {key: _reward_parts(each) for key, each in zip(batch.keys, extra, strict=True)}
         # What is not as asked for. verl fills the places of dropped samples with copies without weight.
         prompts = self.config.data.train_batch_size // self.parameter_sync_step
-        metrics["rollout/dropped"] = float(prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys))
-        metrics["rollout/cut"] = float(sum(bool(each.get(CUT)) for each in extra))
-        metrics["rollout/replaced"] = float(sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"])))
+        self._counts["rollout/dropped"] += prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys)
+        self._counts["rollout/cut"] += sum(bool(each.get(CUT)) for each in extra)
+        self._counts["rollout/replaced"] += sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"]))
         if self.realad.deterministic:
             rows = [int(row) for row in _by_sample(data["index"])]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
@@ -156,7 +175,7 @@ class CGROMixin:
                 self._evidence_pass(batch)
             batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(REQUEST_KEY, None)
-        self._add_consistency(batch, metrics)
+        self._add_consistency(batch)
         return batch
 
     @contextmanager
@@ -175,7 +194,7 @@ class CGROMixin:
         batch.extra_info.update(calculate_entropy=False, compute_loss=False, temperature=rollout.temperature)
         self.actor_rollout_wg.compute_evidence(batch)
 
-    def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
+    def _add_consistency(self, batch: KVBatchMeta) -> None:
         """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
         started = time.perf_counter()
         fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model"]
@@ -196,9 +215,8 @@ class CGROMixin:
         if self.realad.w_cons:
             written = TensorDict({"rm_scores": wire.jagged(scores)}, batch_size=len(scores))
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
-        kept = [sample for sample, is_real in zip(samples, real, strict=True) if is_real]
-        metrics.update(step_metrics(kept))
-        metrics["evidence/reward_seconds"] = time.perf_counter() - started
+        self._scored += [sample for sample, is_real in zip(samples, real, strict=True) if is_real]
+        self._counts["evidence/reward_seconds"] += time.perf_counter() - started
         self.sample_logger.log(self, batch, samples, responses)
 
     def _consistency(self, summary: wire.Summary, label: int | None, text: str) -> float:
