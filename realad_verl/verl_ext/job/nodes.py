@@ -29,7 +29,8 @@ INTERVAL_S, TOLD_EVERY_S = 1.0, 10.0
 def address_towards(peer: str | None) -> str:
     """The IPv4 address of this machine that ``peer`` (a name or an address, perhaps this machine's own) sees.
 
-    Without a peer any address that is no loopback. UserError where ``peer`` is unknown, or its address is a loopback: other machines would look for it on themselves.
+    Without a peer any address that is no loopback. UserError where ``peer`` is unknown, or its address is a loopback:
+    other machines would look for it on themselves.
     """
     if peer is None:
         if not (found := _addresses()):
@@ -47,8 +48,8 @@ def address_towards(peer: str | None) -> str:
         own = probe.getsockname()[0]
     if ipaddress.ip_address(own).is_loopback:
         raise UserError(
-            f"{peer} is {target[0]} here, a loopback address: other machines would look for it on themselves. Name it by "
-            f"an address of the network between the machines; this one has {', '.join(_addresses()) or 'none'}."
+            f"{peer} is {target[0]} here, a loopback address: other machines would look for it on themselves. Name it "
+            f"by an address of the network between the machines; this one has {', '.join(_addresses()) or 'none'}."
         )
     return own
 
