@@ -12,6 +12,7 @@ The last two take ``--limit SECONDS`` and end with exit code 1 and the reason.
 
 import argparse
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -108,13 +109,14 @@ def listening(address: str) -> str | None:
 def joined(address: str, nodes: int) -> str | None:
     """None if ``nodes`` nodes are alive in the Ray cluster at ``address``, else who is there. Joins as a driver."""
     import ray
+    from ray.exceptions import AuthenticationError
 
     if not ray.is_initialized():
         if (reason := listening(address)) is not None:
             return reason
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except ray.exceptions.AuthenticationError as error:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except AuthenticationError as error:
             raise UserError(f"the Ray cluster at {address} refuses this process: {error}") from error
         except (ConnectionError, RuntimeError) as error:
             return f"the Ray cluster at {address} does not answer ({str(error).splitlines()[0]})"

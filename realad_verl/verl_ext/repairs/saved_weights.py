@@ -1,9 +1,9 @@
 """Weights that verl's separate_async trainer saves are a copy, also where they are in host memory already.
 
 That trainer keeps pi_old, the weights at the start of a step, and restores them for the old log-probs (and so for the
-evidence) of every later mini-batch. verl saves each shard by ``.cpu()``, which copies from a GPU. On a CPU, and on GPUs
-with ``param_offload``, it is the parameter itself: the update changes what was saved, restoring does nothing, and old
-log-probs and evidence come from weights that the mini-batch's responses were never sampled with. Nothing is reported.
+evidence) of every later mini-batch. verl saves each shard by ``.cpu()``, which copies from a GPU. On a CPU, and on a
+GPU with ``param_offload``, it is the parameter itself: the update changes what was saved, restoring does nothing, and
+old log-probs and evidence come from weights that the responses were never sampled with. Nothing is reported.
 """
 
 import functools
