@@ -26,6 +26,8 @@ from realad_verl.backbones.answers import answer_ids, yes_share
 from realad_verl.backbones.base import placeholder_ids
 from realad_verl.backbones.inputs import PromptInputs, chat_text, collate, prepare
 from realad_verl.backbones.pieces import response_pieces
+from realad_verl.data.depth import Depth
+from realad_verl.data.images import ImageSource, load_image
 from realad_verl.data.prompts import hf_messages
 from realad_verl.errors import UserError, bad_value
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
@@ -98,8 +100,10 @@ class Localizer:
         method: MethodConfig | None = None,
         max_new_tokens: int = 256,
         question: str | None = None,
+        white: float | None = None,
     ) -> None:
-        """``question``: the user turn's text; default: the paper's question and our format instruction.
+        """``question``: the user turn's text; default: the paper's question and our format instruction. ``white``: of
+        images of more than 8 bits, the pixel value that becomes white; default: each by itself, with a warning.
 
         Raises UserError for a model family without a backbone entry and a processor without a chat template.
         """
@@ -110,6 +114,7 @@ class Localizer:
         self.tokenizer = processor.tokenizer
         self.method = method if method is not None else MethodConfig()
         self.max_new_tokens = max_new_tokens
+        self.depth = None if white is None else Depth(0.0, white)
         self.backbone = backbone_for(model.config)
         self.builder = EvidenceBuilder(model.config, self.tokenizer, self.method)
         of = self.method.readout
@@ -127,6 +132,7 @@ class Localizer:
         dtype: torch.dtype | None = None,
         max_new_tokens: int = 256,
         trust_remote_code: bool = False,
+        white: float | None = None,
     ) -> Self:
         """Loads a model and its processor from a folder or by its hub id.
 
@@ -146,29 +152,30 @@ class Localizer:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(model, attn_implementation="sdpa", **options)
         except UserError:
             raise
-        except (
-            OSError,
-            ValueError,
-            ImportError,
-            pickle.UnpicklingError,
-        ) as error:  # no such model there, or a package that it needs is missing
+        # No such model there, or a package that it needs is missing.
+        except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
             raise UserError(f"cannot load a model from '{model}': {error}") from error
-        return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens)
+        return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens, white=white)
 
     @overload
-    def __call__(self, images: Image.Image) -> Localization: ...
+    def __call__(self, images: ImageSource) -> Localization: ...
     @overload
-    def __call__(self, images: Sequence[Image.Image]) -> list[Localization]: ...
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Localization | list[Localization]:
-        """One result for one image, a list for a sequence; a sequence is one batch."""
-        if isinstance(images, Image.Image):
+    def __call__(self, images: Sequence[ImageSource]) -> list[Localization]: ...
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Localization | list[Localization]:
+        """One result for one image, a list for a sequence; a sequence is one batch.
+
+        An image is a path, an image of Pillow or an array; all are read as `realad localize` reads a file
+        (``realad_verl.data.images.load_image``).
+        """
+        if isinstance(images, ImageSource):
             return self([images])[0]
         if not images:
             return []
+        images = [load_image(image, self.depth) for image in images]
         prompts = [prepare(self.processor, self.text, image) for image in images]
         return self._explain(images, prompts, self._generate(prompts))
 
-    def explain(self, images: Sequence[Image.Image], response_ids: Sequence[Sequence[int]]) -> list[Localization]:
+    def explain(self, images: Sequence[ImageSource], response_ids: Sequence[Sequence[int]]) -> list[Localization]:
         """Results for responses generated elsewhere (vLLM), by one teacher-forced forward; one response an image.
 
         Placeholders of images that a response has sampled are fed as padding: the model would want pixels for them.
@@ -179,6 +186,7 @@ class Localizer:
             )
         if not images:
             return []
+        images = [load_image(image, self.depth) for image in images]
         prompts = [prepare(self.processor, self.text, image) for image in images]
         return self._explain(images, prompts, response_ids)
 

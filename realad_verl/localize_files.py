@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from realad_verl.data.files import written
 from realad_verl.localize import Localization
 
 OVERLAY_SIDE = 1200  # pixels; a larger image is shown smaller
@@ -38,7 +39,7 @@ def write_outputs(out: Path, name: str, path: Path, image: Image.Image, result: 
 def summary(path: Path, result: Localization) -> dict[str, Any]:
     """A result as plain JSON values: all but the map at image size, of which the extremes."""
     skip = {"anomaly_map", "grid_map", "tokens"}
-    record: dict[str, Any] = {"image": str(path)}
+    record: dict[str, Any] = {"image": written(path)}
     record |= {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in skip}
     record["tokens"] = [dataclasses.asdict(token) for token in result.tokens]
     record["grid_map"] = None if result.grid_map is None else result.grid_map.tolist()

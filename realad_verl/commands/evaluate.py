@@ -1,6 +1,7 @@
 """``realad evaluate``: a model on a data set -> results.jsonl, maps, results.json."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,16 @@ def evaluate(
     pixel_size: Annotated[
         str, typer.Option(help="'mask': map resized to mask size. N: map and mask resized to N x N.")
     ] = "mask",
+    mask_levels: Annotated[
+        str, typer.Option(help="Mask values that are defect: auto (all levels found), nonzero, inverted, or 100,255.")
+    ] = "auto",
+    white: Annotated[
+        float | None,
+        typer.Option(
+            help="Images of more than 8 bits: the pixel value that becomes white.",
+            show_default="one for the set, from a first pass",
+        ),
+    ] = None,
     predicted_normal: Annotated[
         str, typer.Option(help="keep or zero the map of an image called normal in the headline pixel figures.")
     ] = "keep",
@@ -68,21 +79,30 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL on DATASET: decision, score, reasoning and anomaly map of every image, and all metrics."""
     from realad_verl.data.datasets import get_dataset
+    from realad_verl.data.depth import find_depth
+    from realad_verl.data.files import written
+    from realad_verl.data.images import deep_extremes
+    from realad_verl.data.masks import MaskSetting
     from realad_verl.evaluate.engines import choose_engine, model_identity
-    from realad_verl.evaluate.runner import evaluate_samples, finish, limited, pending, read_references
+    from realad_verl.evaluate.runner import evaluate_samples, finish, found_files, limited, pending, read_references
     from realad_verl.evaluate.store import ResultStore, parse_shard
     from realad_verl.evaluate.summary import SummaryConfig
     from realad_verl.report.page import versions
 
     config = SummaryConfig(_pixel_size(pixel_size), predicted_normal, fpr_limit, threshold_from)  # type: ignore[arg-type]
     part, texts = parse_shard(shard), read_references(references) if references else None
+    of_masks = MaskSetting(mask_levels)
     settings_of_method = _method(method or [])
     chosen = choose_engine(engine)
     source = get_dataset(dataset)
     split = split or source.test_split
-    samples = limited(source.samples(root, split), limit)
-    settings: dict[str, Any] = {"dataset": dataset, "root": str(root.resolve()), "split": split}
+    everything = source.samples(root)
+    in_split = source.of_split(everything, split)
+    samples, cores = limited(in_split, limit), len(os.sched_getaffinity(0))
+    depth = find_depth([sample.path for sample in everything], deep_extremes, white, cores)
+    settings: dict[str, Any] = {"dataset": dataset, "root": written(root.resolve()), "split": split}
     settings |= model_identity(model) | {"engine": chosen, "image_size": image_size or "as it is"}
+    settings |= {} if depth is None else {"depth": depth.to_dict()}
     settings |= {"max_new_tokens": max_new_tokens, "method": settings_of_method.to_dict()}
     store = ResultStore(out, settings)
     todo = pending(samples, {row["id"] for row in store.rows()}, part)
@@ -98,11 +118,16 @@ def evaluate(
             of_engine = {"batch_size": batch_size, "gpu_memory": gpu_memory, "image_size": image_size or None}
             runs = _engine(chosen, model, device, of_model, of_engine)
             evaluate_samples(
-                todo, runs, store, root, image_size=image_size or None, batch_size=batch_size, shard=part, on_image=step
-            )
+                todo, runs, store, root, image_size=image_size or None, depth=depth, batch_size=batch_size, shard=part,
+                on_image=step,
+            )  # fmt: skip
         extra = {"dataset": dataset, "split": split, "limit": limit, "settings": settings, "versions": versions()}
+        extra |= {"n_in_split": len(in_split)} | found_files(source, root, everything, samples, store.rows())
         count = bar("metrics", len(samples), len(samples))
-        results = finish(samples, store, config, references=texts, sbert_model=sbert_model, extra=extra, on_image=count)
+        results = finish(
+            samples, store, config, mask_setting=of_masks, references=texts, sbert_model=sbert_model, extra=extra,
+            on_image=count, workers=cores,
+        )  # fmt: skip
     if results is None:
         missing = len(samples) - len({row["id"] for row in store.rows()} & {sample.id for sample in samples})
         state = {"out": str(out), "finished": False, "missing": missing}
@@ -164,6 +189,18 @@ class _progress:
         self._bar.stop()
 
 
+def _found(results: dict[str, Any]) -> list[str]:
+    """What was found in the data set's folder, in words."""
+    from realad_verl.data.account import account_lines
+    from realad_verl.data.depth import Depth
+    from realad_verl.evaluate.ground_truth import ground_truth_lines
+
+    lines = [f"{results['pooled']['image']['n_images']} of {results['n_in_split']} images of split {results['split']}"]
+    lines += account_lines(results["account"]) + results["remarks"] + ground_truth_lines(results["masks"])
+    depth = results["settings"].get("depth")
+    return lines + ([f"images of more than 8 bits: {Depth(**depth)}"] if depth else [])
+
+
 def _print_results(results: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -184,6 +221,8 @@ def _print_results(results: dict[str, Any], out: Path) -> None:
             table.add_row(escape(name), *(percent(figures.get(group, {}).get(key)) for group, key, _ in columns))
         console.print(table)
     console.print(f"thresholds: {results['threshold_source']}", markup=False, highlight=False)
+    for line in _found(results):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for entry in results["bad_images"]:
         console.print(f"not readable: {entry['id']} ({entry['error']})", markup=False, highlight=False)
     if results["anomalous_without_mask"]:

@@ -11,8 +11,6 @@ import typer
 
 from realad_verl.errors import UserError, bad_value
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-
 
 def localize(
     images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
@@ -27,6 +25,13 @@ def localize(
         list[str] | None,
         typer.Option(help="A setting of the method, as in scoring.select=text; may be repeated.", show_default=False),
     ] = None,
+    white: Annotated[
+        float | None,
+        typer.Option(
+            help="Images of more than 8 bits: the pixel value that becomes white.",
+            show_default="one for all of them, from a first pass",
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model's repository holds.")
     ] = False,
@@ -37,10 +42,16 @@ def localize(
     Writes for each image NAME.json, NAME.overlay.png and, where the response has a reasoning, the anomaly map as
     NAME.map.npy and 16-bit NAME.map.png. Files that are no images are listed at the end; the exit code is then 1.
     """
+    from realad_verl.data.depth import find_depth
+    from realad_verl.data.images import deep_extremes
+
     if batch_size < 1:
         raise bad_value("--batch-size", batch_size, "a whole number >= 1")
     paths = find_images(images, out)
     config = _method(method or [])
+    depth = find_depth(paths, deep_extremes, white)
+    if depth is not None and white is None:
+        typer.echo(f"note: images of more than 8 bits: {depth}. See --white.", err=True)
     out.mkdir(parents=True, exist_ok=True)
 
     import transformers
@@ -58,7 +69,7 @@ def localize(
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,
     )
-    records, unreadable = _run(localizer, paths, out, batch_size)
+    records, unreadable = _run(localizer, paths, out, batch_size, depth)
     if as_json:
         typer.echo(json.dumps({"results": records, "unreadable": unreadable}, ensure_ascii=False))
     else:
@@ -70,23 +81,31 @@ def localize(
 def find_images(arguments: Iterable[str], out: Path) -> list[Path]:
     """The files that the arguments name, each once, in their order; those of a directory or a glob are sorted.
 
-    A directory's search leaves out ``out``, which may hold an earlier run's overlays. A name that matches nothing stays
-    in the list, to be reported as unreadable. Raises UserError where nothing is left.
+    A directory's search leaves out hidden files, litter, and what an earlier run wrote to ``out``. A name that matches
+    nothing stays in the list, to be reported as unreadable. Raises UserError where nothing is left.
     """
+    from realad_verl.data.files import IMAGE_SUFFIXES, images_in
+
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            files = sorted(p for p in inside if out.resolve() not in p.resolve().parents)
+            files = [p for p in images_in(path, recursive=True) if not _own_output(p, out)]
         elif path.exists() or not glob.has_magic(argument):
             files = [path]
         else:
             files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
         found |= dict.fromkeys(files)
     if not found:
-        raise UserError(f"no images in {', '.join(arguments)}. Looked for: {' '.join(sorted(SUFFIXES))}.")
+        raise UserError(f"no images in {', '.join(arguments)}. Looked for: {' '.join(sorted(IMAGE_SUFFIXES))}.")
     return list(found)
+
+
+def _own_output(path: Path, out: Path) -> bool:
+    """What ``realad localize`` wrote: NAME.overlay.png or NAME.map.png in ``out``, beside its NAME.json."""
+    name, dot, _ = path.name.rpartition(".overlay.png")
+    name, dot, _ = (name, dot, "") if dot else path.name.rpartition(".map.png")
+    return bool(dot) and path.parent.resolve() == out.resolve() and (path.parent / f"{name}.json").is_file()
 
 
 def output_names(paths: Iterable[Path]) -> list[str]:
@@ -120,7 +139,7 @@ def _method(settings: list[str]) -> Any:
     return MethodConfig.from_dict(nested)  # type: ignore[arg-type]
 
 
-def _run(localizer: Any, paths: list[Path], out: Path, batch_size: int) -> tuple[list[dict], list[dict]]:
+def _run(localizer: Any, paths: list[Path], out: Path, batch_size: int, depth: Any) -> tuple[list[dict], list[dict]]:
     from rich.console import Console
     from rich.progress import track
 
@@ -130,21 +149,22 @@ def _run(localizer: Any, paths: list[Path], out: Path, batch_size: int) -> tuple
     names = iter(zip(paths, output_names(paths), strict=True))
     steps = range(-(-len(paths) // batch_size))
     for _ in track(steps, "Localizing", console=Console(stderr=True), transient=True):
-        batch = list(_readable(islice(names, batch_size), unreadable))
+        batch = list(_readable(islice(names, batch_size), unreadable, depth))
         results = localizer([image for _, _, image in batch])
         for (path, name, image), result in zip(batch, results, strict=True):
             records.append(write_outputs(out, name, path, image, result))
     return records, unreadable
 
 
-def _readable(files: Iterable[tuple[Path, str]], unreadable: list[dict]) -> Iterator[tuple[Path, str, Any]]:
+def _readable(files: Iterable[tuple[Path, str]], unreadable: list[dict], depth: Any) -> Iterator[tuple[Path, str, Any]]:
+    from realad_verl.data.files import written
     from realad_verl.data.images import load_image
 
     for path, name in files:
         try:
-            yield path, name, load_image(path)
+            yield path, name, load_image(path, depth)
         except UserError as error:
-            unreadable.append({"image": str(path), "reason": str(error)})
+            unreadable.append({"image": written(path), "reason": str(error)})
 
 
 def _print(records: list[dict], unreadable: list[dict], out: Path) -> None:

@@ -37,6 +37,13 @@ def prepare(
     drop_overlap: Annotated[
         bool, typer.Option("--drop-overlap", help="Leave overlapping images out instead of refusing.")
     ] = False,
+    white: Annotated[
+        float | None,
+        typer.Option(
+            help="Images of more than 8 bits: the pixel value that becomes white.",
+            show_default="one for the set, from a first pass",
+        ),
+    ] = None,
     max_bad_share: Annotated[float, typer.Option(help="Share of unusable images that is not yet an error.")] = 0.01,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")
@@ -63,6 +70,7 @@ def prepare(
         max_bad_share=max_bad_share,
         against=tuple(against or ()),
         drop_overlap=drop_overlap,
+        white=white,
     )
     with _progress(dataset) as on_progress:
         result = run(
@@ -122,7 +130,13 @@ def _print_result(result: dict[str, Any], out: Path) -> None:
 
 
 def _remarks(result: dict[str, Any]) -> list[str]:
+    from realad_verl.data.account import account_lines
+    from realad_verl.data.depth import Depth
+
     lines = [f"{name}: {entry['rows']} rows, {entry['bytes'] / 1e6:.1f} MB" for name, entry in result["files"].items()]
+    lines += account_lines(result["account"]) + result["remarks"]
+    if result["depth"]:
+        lines.append(f"images of more than 8 bits: {Depth(**result['depth'])}")
     lines += [f"left out to keep the balance: {c} ({why})" for c, why in result["dropped_categories"].items()]
     lines += [f"skipped: {entry['id']} ({entry['reason']}: {entry['detail']})" for entry in result["skipped"]]
     lines += [f"left out: {entry['id']} is the same as {entry['same_as']}" for entry in result["overlaps_dropped"]]

@@ -21,20 +21,29 @@ from typing import Any
 
 from realad_verl import __version__
 from realad_verl.data import manifest
+from realad_verl.data.account import Account, remarks
 from realad_verl.data.datasets import ALL, Sample, get_dataset
-from realad_verl.data.decode import RESAMPLING, Unusable, decode, ordered_map
+from realad_verl.data.decode import RESAMPLING, Decoded, Unusable, decode
+from realad_verl.data.depth import find_depth
+from realad_verl.data.files import relative_id, written
+from realad_verl.data.images import deep_extremes
+from realad_verl.data.parallel import ordered_map
 from realad_verl.data.rows import RowWriter, make_row
 from realad_verl.data.sampling import select, split_train_val
 from realad_verl.errors import UserError, bad_value
 
 SPLITS = ("train", "val")
 STAGING_PREFIX = ".prepare-"
+NOT_CHOSEN = "another split, or more than --balance or --max-per-class takes"
 SHOWN = 50  # entries of a list that an error message shows
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Settings of one run. The defaults other than the size (the paper's 420 x 420) are ours."""
+    """Settings of one run. The defaults other than the size (the paper's 420 x 420) are ours.
+
+    white: of images of more than 8 bits, the pixel value that becomes white; None: one for the set, from a first pass.
+    """
 
     size: int = 420
     split: str = ALL
@@ -45,6 +54,7 @@ class PrepareSettings:
     max_bad_share: float = 0.01
     against: tuple[Path, ...] = ()
     drop_overlap: bool = False
+    white: float | None = None
 
     def __post_init__(self) -> None:
         if not 14 <= self.size <= 4096:
@@ -55,6 +65,8 @@ class PrepareSettings:
             raise bad_value("max_per_class", self.max_per_class, "1 or more")
         if not 0 <= self.max_bad_share <= 1:
             raise bad_value("max_bad_share", self.max_bad_share, "0 to 1")
+        if self.white is not None and not self.white > 0:
+            raise bad_value("white", self.white, "a number above 0: the pixel value that becomes white")
 
 
 @dataclass
@@ -87,8 +99,10 @@ def prepare(
     dataset = get_dataset(name)
     _check_out(out, overwrite)
     record = _Record(known=manifest.read_hashes(settings.against))
+    everything = dataset.samples(root)
+    samples = dataset.of_split(everything, settings.split)
     selection = select(
-        dataset.samples(root, settings.split),
+        samples,
         balance=settings.balance,
         max_per_class=settings.max_per_class,
         seed=settings.seed,
@@ -99,13 +113,18 @@ def prepare(
             f"dataset {name}: no category has both classes ({why}). Use --no-balance to take what is there."
         )
     parts = dict(zip(SPLITS, split_train_val(selection.samples, settings.val_fraction, settings.seed), strict=True))
+    depth = find_depth([sample.path for sample in everything], deep_extremes, settings.white, workers)
+    reader = partial(decode, size=settings.size, depth=depth)
     tick = _counter(len(selection.samples), on_progress)
     with _staging(out) as folder:
         for split in SPLITS:
             if parts[split]:
-                _write_split(folder / f"{split}.parquet", split, parts[split], settings.size, workers, record, tick)
+                _write_split(folder / f"{split}.parquet", split, parts[split], reader, workers, record, tick)
         _check_record(record, len(selection.samples), settings)
+        found = _account(dataset.account(root, everything), root, everything, record)
         content = _manifest(name, root, folder, settings, record, selection.dropped)
+        content |= {"depth": depth and depth.to_dict(), "account": found.to_dict()}
+        content["remarks"] = remarks(samples, found)
         (folder / manifest.NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         _publish(folder, out)
     return content
@@ -115,13 +134,13 @@ def _write_split(
     path: Path,
     split: str,
     samples: Sequence[Sample],
-    size: int,
+    reader: Callable[[Path], Decoded | Unusable],
     workers: int,
     record: _Record,
     tick: Callable[[], None],
 ) -> None:
     here: dict[str, str] = {}
-    results = ordered_map(partial(decode, size=size), (sample.path for sample in samples), workers)
+    results = ordered_map(reader, (sample.path for sample in samples), workers)
     with RowWriter(path) as writer:
         for sample, result in zip(samples, results, strict=True):
             tick()
@@ -143,6 +162,17 @@ def _write_split(
                 }
             )
     record.known |= here
+
+
+def _account(found: Account, root: Path, samples: Sequence[Sample], record: _Record) -> Account:
+    """The account of the files, with what became of the images that were chosen and of those that were not."""
+    files = {sample.id: relative_id(sample.path, root) for sample in samples}
+    unwritten = files.keys() - {image["id"] for image in record.images}
+    found.skip((files[sample_id] for sample_id in unwritten), NOT_CHOSEN)
+    found.skip((files[entry["id"]] for entry in record.overlaps), "the same content as an image to be kept apart")
+    for entry in record.skipped:
+        found.refuse([files[entry["id"]]], f"{entry['reason']}: {entry['detail']}")
+    return found
 
 
 def _check_record(record: _Record, total: int, settings: PrepareSettings) -> None:
@@ -176,7 +206,7 @@ def _manifest(
     return {
         "format": manifest.FORMAT,
         "dataset": name,
-        "root": str(root),
+        "root": written(root),
         "settings": options,
         "versions": {
             "realad_verl": __version__,

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from realad_verl.data.files import written
 from realad_verl.errors import UserError
 
 PNG_MAX = 65535
@@ -102,7 +103,7 @@ def file_stem(sample_id: str) -> str:
 
 def _below(path: Path, root: Path) -> str:
     path = Path(path)
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return written(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _short(value: float) -> float:

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realad_verl.data.datasets import Sample, load_mask
-from realad_verl.data.images import load_image
+from realad_verl.data.account import remarks
+from realad_verl.data.datasets import Dataset, Sample
+from realad_verl.data.depth import Depth
+from realad_verl.data.files import relative_id
+from realad_verl.data.images import UnreadableImage, load_image
+from realad_verl.data.masks import MaskSetting
 from realad_verl.errors import UserError
 from realad_verl.evaluate.engines import Engine
+from realad_verl.evaluate.ground_truth import GroundTruth
 from realad_verl.evaluate.records import file_stem, localization_fields, sample_fields, save_thumbnail
 from realad_verl.evaluate.store import ResultStore, write_json
 from realad_verl.evaluate.summary import SummaryConfig, summarise
@@ -20,14 +25,17 @@ from realad_verl.evaluate.text_metrics import score_texts
 
 
 def limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """At most ``limit`` samples, taken in turn from each (category, label), so that a small limit still has both."""
+    """At most ``limit`` samples: in turn from each (category, label), and within each in turn from its defect types."""
     if limit is None or limit >= len(samples):
         return list(samples)
-    groups: dict[tuple[str, int], list[Sample]] = {}
+    groups: dict[tuple[str, int], dict[str, list[Sample]]] = {}
     for sample in samples:
-        groups.setdefault((sample.category, sample.label), []).append(sample)
-    turns = sorted((place, name, sample.id) for name, group in groups.items() for place, sample in enumerate(group))
-    chosen = {sample_id for _, _, sample_id in turns[:limit]}
+        groups.setdefault((sample.category, sample.label), {}).setdefault(sample.defect_type, []).append(sample)
+    turns = []
+    for name, types in groups.items():
+        spread = sorted((place, kind, s.id) for kind, group in types.items() for place, s in enumerate(group))
+        turns += [(place, name, sample_id) for place, (_, _, sample_id) in enumerate(spread)]
+    chosen = {sample_id for _, _, sample_id in sorted(turns)[:limit]}
     return [sample for sample in samples if sample.id in chosen]
 
 
@@ -44,6 +52,7 @@ def evaluate_samples(
     root: Path,
     *,
     image_size: int | None = None,
+    depth: Depth | None = None,
     batch_size: int = 8,
     shard: tuple[int, int] = (1, 1),
     on_image: Callable[[], None] = lambda: None,
@@ -51,14 +60,15 @@ def evaluate_samples(
     """Write a row for each of ``samples``; returns how many images could not be read (their rows hold ``error``).
 
     The model sees ``image_size`` x ``image_size`` pixels as in training (bicubic, aspect ratio not kept), or with None
-    the image as it is. A row's ``image_size`` is that of the original, as [height, width].
+    the image as it is. A row's ``image_size`` is that of the original, as [height, width]. ``depth``: the data set's,
+    for images of more than 8 bits.
     """
     bad = 0
     with store.writer(shard) as writer:
         for batch in _batches(samples, batch_size):
             images, readable = [], []
             for sample in batch:
-                image = _read_image(sample.path)
+                image = _read_image(sample.path, depth)
                 if isinstance(image, str):
                     writer.append(sample_fields(sample, root) | {"error": image})
                     bad += 1
@@ -84,9 +94,11 @@ def finish(
     store: ResultStore,
     config: SummaryConfig,
     *,
+    mask_setting: MaskSetting = MaskSetting(),
     references: dict[str, str] | None = None,
     sbert_model: str | None = None,
     extra: dict[str, Any] | None = None,
+    workers: int = 2,
     on_image: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Write results.json and images.json once every sample has a row, by whichever shard; None before that."""
@@ -97,19 +109,29 @@ def finish(
     if references is not None:
         score_texts([r for r in rows if not r.get("error")], references, sbert_model)
 
+    truth = GroundTruth(samples, mask_setting, workers)
+
     def mask_of(row: dict[str, Any]) -> np.ndarray | None:
         sample = by_id[row["id"]]
-        if sample.label and sample.mask_path is None:
-            return None
-        if sample.label:
-            return load_mask(sample)
-        return np.zeros(row["image_size"], bool)  # spares opening the image again
+        return truth.mask(sample) if sample.label else np.zeros(row["image_size"], bool)  # spares opening the image
 
     results, images = summarise(rows, store.folder, mask_of, config, references=references, on_image=on_image)
-    results |= extra or {}
+    results |= {"masks": truth.to_dict()} | (extra or {})
     write_json(store.folder / "images.json", images)
     write_json(store.folder / "results.json", results)
     return results
+
+
+def found_files(
+    dataset: Dataset, root: Path, everything: Sequence[Sample], chosen: Sequence[Sample], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Account and remarks of the data set's folder, for results.json."""
+    found, files = dataset.account(root, everything), {s.id: relative_id(s.path, root) for s in everything}
+    found.skip((files[i] for i in files.keys() - {s.id for s in chosen}), "another split, or beyond --limit")
+    for row in rows:
+        if row.get("error") and row["id"] in files:
+            found.refuse([files[row["id"]]], row["error"])
+    return {"account": found.to_dict(), "remarks": remarks(chosen, found)}
 
 
 def read_references(path: Path) -> dict[str, str]:
@@ -129,12 +151,12 @@ def read_references(path: Path) -> dict[str, str]:
     return references
 
 
-def _read_image(path: Path) -> Image.Image | str:
+def _read_image(path: Path, depth: Depth | None) -> Image.Image | str:
     """The image, or the reason why it cannot be read."""
     try:
-        return load_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"cannot read {path}: ")
+        return load_image(path, depth)
+    except UnreadableImage as error:
+        return error.reason
 
 
 def _squared(image: Image.Image, size: int | None) -> Image.Image:

@@ -7,6 +7,8 @@ once and compared on every later start: a folder never mixes rows of two set-ups
 import fcntl
 import json
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +37,7 @@ class ResultStore:
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))  # as it will be read back
         path = folder / "settings.json"
-        try:
-            with open(path, "x", encoding="utf-8") as file:  # of several shards that start at once, one writes it
-                json.dump(settings, file, indent=2)
-        except FileExistsError:
+        if not write_once(path, settings):  # of several shards that start at once, one writes it
             _check_same(read_json(path), settings, path)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -78,12 +77,21 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is torn or empty
             try:
                 row = json.loads(line)
+                files = [row[key] for key in ("map", "thumb") if row.get(key) is not None]
                 rows.setdefault(row["id"], row)
             except (json.JSONDecodeError, KeyError, TypeError):
                 raise UserError(
                     f"{path}, line {number} is not a result row. Delete the line and start again."
                 ) from None
+            for file in files:
+                if not stays_below(file):
+                    raise UserError(f"{path}, line {number} names a file outside of its folder: {file!r}. Delete it.")
     return [rows[key] for key in sorted(rows)]
+
+
+def stays_below(name: Any) -> bool:
+    """Whether the file ``name`` of a row lies below the folder that it is taken from."""
+    return isinstance(name, str) and not os.path.isabs(name) and ".." not in Path(name).parts
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,6 +103,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object.")
     return value
+
+
+def write_once(path: Path, value: dict[str, Any]) -> bool:
+    """Write ``value`` unless ``path`` is there; whether this call did. Whoever sees the file sees all of it."""
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.partial")
+    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink()
+    return True
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

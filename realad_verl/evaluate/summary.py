@@ -86,7 +86,8 @@ def summarise(
     references: dict[str, str] | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The content of results.json, and of images.json: by id of an anomalous image its mask's outline and pixel AUROC.
+    """The content of results.json, and of images.json: every image of the figures by id, and of an anomalous one with a
+    mask the mask's outline and the image's own pixel AUROC.
 
     ``mask_of(row)`` gives the bool [H, W] mask, None where an anomalous image has none. Anomalous images without a mask
     or with an all-zero one are kept out of the pixel figures, since every pixel would count as normal, and are listed.
@@ -102,6 +103,7 @@ def summarise(
         pixels = Pixels()
         for row in chosen:
             on_image()
+            images[row["id"]] = {}
             mask = mask_of(row)
             if row["gt_label"] and (mask is None or not mask.any()):
                 unmasked.append(row["id"])
@@ -110,7 +112,7 @@ def summarise(
                 raise ValueError(f"no mask for the normal image {row['id']}")
             auroc = _count(pixels, row, mask, folder, config)
             if row["gt_label"]:
-                images[row["id"]] = {"outline": outline(mask), "pixel_auroc": auroc}
+                images[row["id"]] |= {"outline": outline(mask), "pixel_auroc": auroc}
         pooled.merge(pixels)
         categories[category] = _figures(chosen, pixels, config, _limits_of(limits, category), references)
     bad = [{"id": r["id"], "error": r["error"]} for r in rows if r.get("error")]

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from realad_verl.data.files import unwritten
+from realad_verl.data.images import load_image
 from realad_verl.errors import UserError
 from realad_verl.evaluate.metrics import UNDECIDED
 from realad_verl.evaluate.records import THUMBNAIL, load_map
+from realad_verl.evaluate.store import stays_below
 from realad_verl.evaluate.text_metrics import contradicts
 from realad_verl.report.load import Run, View
 from realad_verl.report.overlay import levels
@@ -54,11 +57,13 @@ def thumbnail(row: dict[str, Any], folder: Path, root: str | None) -> str | None
     stored = row.get("thumb")
     if stored and (folder / stored).is_file():
         return base64.b64encode((folder / stored).read_bytes()).decode()
-    for base in (folder, Path(root) if root else None):
-        path = base / row["image"] if base and row.get("image") else None
+    for base in (folder, Path(unwritten(root)) if root else None):
+        path = base / unwritten(row["image"]) if base and row.get("image") and stays_below(row["image"]) else None
         if path and path.is_file():
-            with Image.open(path) as image:
-                small = image.convert("RGB")
+            try:
+                small = load_image(path)
+            except UserError:
+                continue
             small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=72)
@@ -68,7 +73,7 @@ def thumbnail(row: dict[str, Any], folder: Path, root: str | None) -> str | None
 
 def _item(sample_id: str, views: Sequence[View]) -> dict[str, Any]:
     first = next(view.rows[sample_id] for view in views if sample_id in view.rows)
-    outlines = [view.images[sample_id]["outline"] for view in views if sample_id in view.images]
+    outlines = [view.images[sample_id]["outline"] for view in views if view.images.get(sample_id)]
     return {
         "id": sample_id,
         "category": first.get("category") or "",

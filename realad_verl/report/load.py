@@ -48,7 +48,7 @@ def load_run(folder: Path, name: str | None = None) -> Run:
     if (folder / "results.json").is_file():
         results = read_results(folder)
         images = read_json(folder / "images.json") if (folder / "images.json").is_file() else {}
-        rows = {r["id"]: r for r in read_rows(folder) if not r.get("error")}
+        rows = {r["id"]: r for r in read_rows(folder) if not r.get("error") and (r["id"] in images or not images)}
         return Run(name, folder, settings, results, [], [View(name, folder, rows, images)])
     if (folder / "metrics.jsonl").is_file():
         return Run(name, folder, settings, None, read_steps(*_metrics_files(folder)), _sample_views(folder, name))

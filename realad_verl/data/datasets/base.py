@@ -6,16 +6,17 @@ read by :func:`realad_verl.data.datasets.load_mask`; preparing training data nev
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from realad_verl.data.datasets.masks import mask_from_file
+from realad_verl.data.account import Account, account
+from realad_verl.data.files import written
+from realad_verl.data.masks import MaskRule, mask_from_file
 from realad_verl.errors import UserError, bad_value
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 ALL = "all"
 
 
@@ -47,7 +48,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named folder layout. ``normal``, ``anomalous``, ``licence`` and ``source`` are what its publishers state."""
+    """A named folder layout. ``normal``, ``anomalous``, ``licence`` and ``source`` are what its publishers state.
+
+    ``lists``, ``mask_folders``: patterns of files that it takes labels from, and of places where it looks for masks.
+    ``read_mask``: where the ground truth is no mask image.
+    """
 
     name: str
     title: str
@@ -60,6 +65,8 @@ class Dataset:
     read: Callable[[Path], list[Sample]]
     test_split: str = ALL
     read_mask: Callable[[Sample], np.ndarray] | None = None
+    lists: tuple[str, ...] = ()
+    mask_folders: tuple[str, ...] = ()
 
     def samples(self, root: str | os.PathLike[str], split: str = ALL) -> list[Sample]:
         """Every sample of ``split`` ("all": of every split), sorted by id. UserError on a missing root or wrong layout.
@@ -74,23 +81,33 @@ class Dataset:
         if not samples:
             raise layout_error(self.name, root, "at least one image")
         _check_ids(self.name, samples)
+        return self.of_split(samples, split)
+
+    def of_split(self, samples: Sequence[Sample], split: str) -> list[Sample]:
+        """Those of ``samples`` (all of them) that ``split`` has; UserError where it is no split of theirs."""
         if split == ALL:
-            return samples
+            return list(samples)
         chosen = [sample for sample in samples if sample.split == split]
         if not chosen:
             known = sorted({sample.split for sample in samples} | {ALL})
-            raise bad_value("split", split, f"{', '.join(known)} (the splits of {self.name} in {root})")
+            raise bad_value("split", split, f"{', '.join(known)} (the splits of {self.name} here)")
         return chosen
 
-    def load_mask(self, sample: Sample) -> np.ndarray:
-        """Ground truth of an anomalous ``sample``: bool [H, W], True on the defect."""
+    def account(self, root: Path, samples: Sequence[Sample]) -> Account:
+        """What became of every file below ``root``, given all ``samples`` that were read from it."""
+        masks = [sample.mask_path for sample in samples if sample.mask_path is not None]
+        used = {"images": [sample.path for sample in samples], "masks": masks}
+        return account(Path(root), used, lists=self.lists, mask_folders=self.mask_folders)
+
+    def load_mask(self, sample: Sample, rule: MaskRule | None = None) -> np.ndarray:
+        """Ground truth of an anomalous ``sample``: bool [H, W], True on the defect; ``rule`` is for mask images."""
         if sample.mask_path is None:
             raise UserError(f"dataset {self.name}: {sample.id} is labelled anomalous but has no mask.")
-        if not sample.mask_path.is_file():
-            raise UserError(f"dataset {self.name}: the mask of {sample.id} is missing: {sample.mask_path}.")
+        if not sample.mask_path.exists():
+            raise UserError(f"dataset {self.name}: the mask of {sample.id} is missing: {written(sample.mask_path)}.")
         if self.read_mask is not None:
             return self.read_mask(sample)
-        return mask_from_file(sample.mask_path)
+        return mask_from_file(sample.mask_path, rule)
 
 
 def _check_ids(name: str, samples: list[Sample]) -> None:
@@ -105,7 +122,7 @@ def _check_ids(name: str, samples: list[Sample]) -> None:
 
 def layout_error(name: str, root: Path, expected: str, hint: str = "") -> UserError:
     """The error for a root whose content is not the layout that ``name`` reads."""
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir()) if root.is_dir() else []
+    entries = sorted(written(e.name) + "/" * e.is_dir() for e in root.iterdir()) if root.is_dir() else []
     found = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
     message = f"dataset {name}: {root} does not have the expected layout. Expected: {expected}. "
     return UserError(f"{message}Found: {found or 'nothing'}.{' ' + hint if hint else ''}")
@@ -118,25 +135,3 @@ def inside(root: Path, relative: str, where: str) -> Path:
     if not text or os.path.isabs(text) or normal == ".." or normal.startswith("../"):
         raise UserError(f"{where}: path {relative!r} leads out of {root}. Only paths below the root are read.")
     return root / normal
-
-
-def relative_id(path: Path, root: Path) -> str:
-    """The id of the image at ``path``: its path below ``root`` with forward slashes."""
-    return path.relative_to(root).as_posix()
-
-
-def images_in(directory: Path, recursive: bool = False) -> list[Path]:
-    """Image files in ``directory``, sorted; hidden files and other suffixes are left out. [] if it is missing."""
-    if not directory.is_dir():
-        return []
-    found: Iterable[Path] = directory.rglob("*") if recursive else directory.iterdir()
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def subdirectories(directory: Path) -> list[Path]:
-    """Visible sub-directories, sorted."""
-    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from realad_verl.data.datasets.base import ALL, Dataset, Sample, images_in, layout_error, relative_id, subdirectories
-from realad_verl.data.datasets.masks import opened
+from realad_verl.data.datasets.base import ALL, Dataset, Sample, layout_error
+from realad_verl.data.files import images_in, relative_id, subdirectories
+from realad_verl.data.images import load_image
 from realad_verl.errors import UserError
 
 TYPES = {"1": "open", "2": "short", "3": "mousebite", "4": "spur", "5": "copper", "6": "pin-hole"}
@@ -75,8 +76,9 @@ def _boxes(path: Path) -> list[list[str]]:
 def _read_mask(sample: Sample) -> np.ndarray:
     assert sample.mask_path is not None  # Dataset.load_mask has checked it
     template = sample.path.with_name(sample.path.name.replace("_test.", "_temp."))
-    with opened(sample.path) as image, opened(template) as reference:
-        test, temp = np.asarray(image.convert("L"), np.int16), np.asarray(reference.convert("L"), np.int16)
+    test, temp = (np.asarray(load_image(path).convert("L"), np.int16) for path in (sample.path, template))
+    if test.shape != temp.shape:
+        raise UserError(f"dataset deeppcb: {sample.id} is {test.shape}, its template {temp.shape} [height, width].")
     differs = np.abs(test - temp) > 127
     boxed = np.zeros_like(differs)
     for row in _boxes(sample.mask_path):
@@ -96,4 +98,5 @@ DEEPPCB = Dataset(
     source="github.com/tangsanli5201/DeepPCB",
     read=_read,
     read_mask=_read_mask,
+    lists=("*trainval.txt", "*test.txt", "*_not/*.txt"),
 )

@@ -12,7 +12,7 @@ nesting as used by public zero-shot code. Not checked against the original archi
 from pathlib import Path
 
 from realad_verl.data.datasets.base import Dataset, Sample
-from realad_verl.data.datasets.mvtec_layout import read_mvtec_layout
+from realad_verl.data.datasets.mvtec_layout import MASK_FOLDERS, read_mvtec_layout
 
 
 def _read(root: Path) -> list[Sample]:
@@ -31,4 +31,5 @@ DTD_SYNTHETIC = Dataset(
     source="Aota et al., WACV 2023",
     read=_read,
     test_split="test",
+    mask_folders=MASK_FOLDERS,
 )

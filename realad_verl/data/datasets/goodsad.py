@@ -3,7 +3,7 @@
 Layout: the authors' README says "the dataset format is same as MVTec AD", with categories drink_bottle, drink_can,
 food_bottle, food_box, food_package, cigarette_box; train holds 3,136 good images, test 1,328 good and 1,660 defective.
 Image names have 6 digits: product (3), serial number (3). Its masks go through the general rule of
-:func:`~realad_verl.data.datasets.masks.mask_from_file` (0/255, soft edges, or a mask in the alpha channel).
+:func:`~realad_verl.data.masks.mask_from_file` (0/255, soft edges, several levels, or a mask in the alpha channel).
 
 Source: README of github.com/jianzhang96/GoodsAD, commit 3634130; Zhang et al., IEEE RA-L 9(3), 2024. Folder and mask
 names are not checked against the original archive.
@@ -12,7 +12,7 @@ names are not checked against the original archive.
 from pathlib import Path
 
 from realad_verl.data.datasets.base import Dataset, Sample
-from realad_verl.data.datasets.mvtec_layout import read_mvtec_layout
+from realad_verl.data.datasets.mvtec_layout import MASK_FOLDERS, read_mvtec_layout
 
 
 def _read(root: Path) -> list[Sample]:
@@ -30,4 +30,5 @@ GOODSAD = Dataset(
     source="github.com/jianzhang96/GoodsAD",
     read=_read,
     test_split="test",
+    mask_folders=MASK_FOLDERS,
 )

@@ -9,17 +9,19 @@ VISION and Real-IAD are arranged alike. Not checked against the original archive
 
 from pathlib import Path
 
-from realad_verl.data.datasets.base import ALL, Dataset, Sample, images_in, layout_error, relative_id, subdirectories
+from realad_verl.data.datasets.base import ALL, Dataset, Sample, layout_error
+from realad_verl.data.files import images_in, relative_id, subdirectories, written
+from realad_verl.data.mask_names import match_masks
 
 
 def _read(root: Path) -> list[Sample]:
     samples = []
     for product in subdirectories(root):
         samples += [_sample(root, product, path, "good", None) for path in images_in(product / "OK" / "image")]
-        for defect in subdirectories(product / "NG") if (product / "NG").is_dir() else []:
-            masks = {path.stem.removesuffix("_mask"): path for path in images_in(defect / "mask")}
-            for path in images_in(defect / "image"):
-                samples.append(_sample(root, product, path, defect.name, masks.get(path.stem)))
+        for defect in subdirectories(product / "NG"):
+            images = images_in(defect / "image")
+            masks = match_masks(images, images_in(defect / "mask"), defect / "image", defect / "mask")
+            samples += [_sample(root, product, path, written(defect.name), masks.get(path)) for path in images]
     if not samples:
         raise layout_error("pr_real", root, "<product>/OK/image/ and <product>/NG/<defect type>/{image,mask}/")
     return samples
@@ -30,7 +32,7 @@ def _sample(root: Path, product: Path, path: Path, defect_type: str, mask: Path 
         id=relative_id(path, root),
         path=path,
         label=int(defect_type != "good"),
-        category=product.name,
+        category=written(product.name),
         defect_type=defect_type,
         mask_path=mask,
         split=ALL,
@@ -48,4 +50,5 @@ PR_REAL = Dataset(
     licence="check with its authors",
     source="EIAD's README links it",
     read=_read,
+    mask_folders=("*/NG/*/mask/*",),
 )

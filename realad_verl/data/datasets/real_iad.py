@@ -71,4 +71,6 @@ REAL_IAD = Dataset(
     source="Real-IAD/Real-IAD",
     read=_read,
     test_split="test",
+    lists=("realiad_jsons*/*.json",),
+    mask_folders=("*/NG/*.png",),
 )

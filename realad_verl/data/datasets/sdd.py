@@ -14,9 +14,10 @@ Source: Tabernik et al., J. Intelligent Manufacturing, 2019; file naming as in p
 
 from pathlib import Path
 
-from realad_verl.data.datasets.base import ALL, Dataset, Sample, images_in, layout_error, relative_id, subdirectories
-from realad_verl.data.datasets.masks import mask_from_file
-from realad_verl.data.datasets.mvtec_layout import read_mvtec_layout
+from realad_verl.data.datasets.base import ALL, Dataset, Sample, layout_error
+from realad_verl.data.datasets.mvtec_layout import MASK_FOLDERS, read_mvtec_layout
+from realad_verl.data.files import images_in, relative_id, subdirectories
+from realad_verl.data.masks import mask_from_file
 from realad_verl.errors import UserError
 
 
@@ -63,4 +64,6 @@ SDD = Dataset(
     licence="CC BY-NC-SA 4.0",
     source="ViCoS, University of Ljubljana",
     read=_read,
+    lists=("*_label.*",),
+    mask_folders=MASK_FOLDERS,
 )

@@ -75,4 +75,6 @@ VISA = Dataset(
     source="github.com/amazon-science/spot-diff",
     read=_read,
     test_split="test",
+    lists=(SPLIT_FILE, "*/image_anno.csv"),
+    mask_folders=("*/Data/Masks/*",),
 )

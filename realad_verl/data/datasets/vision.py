@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from realad_verl.data.datasets.base import Dataset, Sample, inside, layout_error, relative_id, subdirectories
-from realad_verl.data.datasets.masks import mask_from_polygons
+from realad_verl.data.datasets.base import Dataset, Sample, inside, layout_error
+from realad_verl.data.files import relative_id, subdirectories, written
+from realad_verl.data.masks import mask_from_polygons
 from realad_verl.errors import UserError
 
 ANNOTATIONS = "_annotations.coco.json"
@@ -68,7 +69,7 @@ def _read_split(root: Path, category: Path, split: str) -> list[Sample]:
                 id=relative_id(path, root),
                 path=path,
                 label=int(bool(marks)),
-                category=category.name,
+                category=written(category.name),
                 defect_type=defects if marks else "good",
                 mask_path=annotations if marks else None,
                 split=split,
@@ -97,4 +98,5 @@ VISION = Dataset(
     read=_read,
     test_split="val",
     read_mask=_read_mask,
+    lists=tuple(f"*/{split}/{ANNOTATIONS}" for split in SPLITS),
 )

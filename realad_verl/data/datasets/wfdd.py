@@ -12,7 +12,7 @@ checked against the original archive.
 from pathlib import Path
 
 from realad_verl.data.datasets.base import Dataset, Sample
-from realad_verl.data.datasets.mvtec_layout import read_mvtec_layout
+from realad_verl.data.datasets.mvtec_layout import MASK_FOLDERS, read_mvtec_layout
 
 
 def _read(root: Path) -> list[Sample]:
@@ -30,4 +30,5 @@ WFDD = Dataset(
     source="GLASS (ECCV 2024), dataset release",
     read=_read,
     test_split="test",
+    mask_folders=MASK_FOLDERS,
 )

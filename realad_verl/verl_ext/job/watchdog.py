@@ -51,6 +51,7 @@ class Watchdog:
         self.folder, self.start_s, self.phase_s, self.interval = folder, start_s, phase_s, interval
         self.grace_s, self._processes, self._actors = grace_s, Processes(), Actors()
         self._began = time.time()
+        self._beat: heartbeat.Beat | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._error: Exception | None = None
@@ -73,7 +74,7 @@ class Watchdog:
 
     def overdue(self, now: float) -> str | None:
         """The message of a phase that is over its limit at time ``now``, or None."""
-        beat = heartbeat.read(self.folder)
+        self._beat = beat = heartbeat.read(self.folder) or self._beat  # an unreadable file is no news
         starting = beat is None or beat.step == 0
         phase, since = (beat.phase, beat.since) if beat is not None else ("starting Ray", self._began)
         key, limit = ("start_s", self.start_s) if starting else ("phase_s", self.phase_s)

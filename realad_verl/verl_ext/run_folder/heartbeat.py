@@ -33,10 +33,10 @@ def write(folder: Path, phase: str, step: int = 0, total_steps: int = 0) -> None
 
 
 def read(folder: Path) -> Beat | None:
-    """The last beat, or None when the run has not written one."""
+    """The last beat; None when the run has not written one, or when a shared file system shows an unreadable one."""
     try:
         return Beat(**json.loads((folder / HEARTBEAT).read_text()))
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

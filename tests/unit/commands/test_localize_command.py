@@ -1,6 +1,7 @@
 """``realad localize`` as a user runs it: files, table, JSON, mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -115,7 +116,11 @@ def test_finding_images(images, tmp_path):
     assert find_images([str(images)], tmp_path / "out") == everything
     assert find_images([str(images / "*.png"), str(images / "a.png")], tmp_path / "out") == [images / "a.png"]
     assert find_images([str(images / "**/*.png")], tmp_path / "out") == [images / "a.png", images / "deep/a.png"]
-    assert find_images([str(images)], images / "deep") == everything[:2], "an earlier run's files are not its input"
+    for name in ("a.overlay.png", "a.map.png", "b.map.png"):
+        shutil.copy(images / "a.png", images / "deep" / name)
+    (images / "deep" / "a.json").write_text("{}")
+    found = find_images([str(images)], images / "deep")
+    assert found == [*everything, images / "deep/b.map.png"], "what a run wrote is not its input, a photo beside it is"
     assert find_images(["absent.png"], tmp_path)[0].name == "absent.png"
 
 

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from realad_verl.cli import app
 from realad_verl.data.datasets import get_dataset, load_mask
-from realad_verl.data.decode import Unusable, content_sha256, decode, ordered_map
+from realad_verl.data.decode import Unusable, content_sha256, decode
+from realad_verl.data.parallel import ordered_map
 from realad_verl.data.prepare import PrepareSettings, prepare
 from realad_verl.data.prompts import verl_messages
 from realad_verl.data.rows import ROW_GROUP, SCHEMA
@@ -72,7 +73,7 @@ def test_masks_cannot_reach_the_parquet(name: str, tmp_path: Path) -> None:
     assert _bytes(tmp_path / "first") == _bytes(tmp_path / "second")
 
     assert pq.read_schema(tmp_path / "first" / "train.parquet").equals(SCHEMA)
-    written = b"".join(path.read_bytes() for path in (tmp_path / "first").iterdir())
+    written = b"".join(_bytes(tmp_path / "first").values())
     hashes = {hashlib.sha256(row["images"][0]["bytes"]).hexdigest() for row in _rows(tmp_path / "first")}
     for path, content in masks:
         assert str(path).encode() not in written

@@ -70,6 +70,36 @@ def mvtec_ad(root: Path) -> Tree:
     return tree
 
 
+def mvtec_loco(root: Path) -> Tree:
+    """Two masks an image, with ids as values: the halves of the defect."""
+    masks = []
+    for i in range(4):
+        image(root / "juice" / ("train" if i % 2 else "validation") / "good" / f"{i:03}.png")
+    for i in range(2):
+        image(root / "juice" / "test" / "good" / f"{i:03}.png")
+    for i in range(6):
+        kind = ("logical_anomalies", "structural_anomalies")[i % 2]
+        image(root / "juice" / "test" / kind / f"{i:03}.png")
+        for part, box in enumerate(((8, 4, 16, 20), (16, 4, 24, 20))):
+            masks.append(mask(root / "juice" / "ground_truth" / kind / f"{i:03}" / f"{part:03}.png", 240 + part, box))
+    (root / "juice" / "defects_config.json").write_text("[]")
+    tree = _mask_tree("mvtec_loco", root, 6, masks)
+    return Tree(tree.dataset, root, 6, 6, masks, tree.alter_masks)
+
+
+def mvtec_ad2(root: Path) -> Tree:
+    masks, can = [], root / "can"
+    for i in range(4):
+        image(can / ("train" if i % 2 else "validation") / "good" / f"{i:03}_regular.png")
+    for i in range(2):
+        image(can / "test_public" / "good" / f"{i:03}_regular.png")
+    for i in range(6):
+        image(can / "test_public" / "bad" / f"{i:03}_regular.png")
+        masks.append(mask(can / "test_public" / "ground_truth" / "bad" / f"{i:03}_regular_mask.png"))
+    image(can / "test_private" / "000_mixed.png")
+    return _mask_tree("mvtec_ad2", root, 6, masks)
+
+
 def goodsad(root: Path) -> Tree:
     return _mvtec_like("goodsad", root, "drink_can", "surface_damage", "", ".jpg")
 
@@ -208,5 +238,8 @@ def folder(root: Path) -> Tree:
 
 TREES: dict[str, Callable[[Path], Tree]] = {
     make.__name__: make
-    for make in (visa, goodsad, vision, pr_real, real_iad, mvtec_ad, wfdd, sdd, dtd_synthetic, deeppcb, folder)
+    for make in (
+        *(visa, goodsad, vision, pr_real, real_iad, mvtec_ad, mvtec_loco, mvtec_ad2),
+        *(wfdd, sdd, dtd_synthetic, deeppcb, folder),
+    )
 }

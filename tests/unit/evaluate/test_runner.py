@@ -73,7 +73,8 @@ def test_rows_maps_thumbs_and_figures(samples, engine, root, tmp_path):
     assert [b["id"] for b in results["bad_images"]] == ["nut/test/good/003.png"]
     assert results["pooled"]["image"]["n_images"] == 7 and results["pooled"]["image"]["n_anomalous_images"] == 4
     assert results["pooled"]["pixel"]["n_normal_pixels"] == 7 * 2400 - 4 * 200
-    assert len(read_json(tmp_path / "images.json")) == 4
+    drawn = read_json(tmp_path / "images.json")
+    assert len(drawn) == 7 and sum("outline" in image for image in drawn.values()) == 4
     row = next(r for r in store.rows() if not r.get("error"))
     assert row["image_size"] == [40, 60] and row["image"] == row["id"] and (tmp_path / row["thumb"]).is_file()
     assert row["pred_score"] is None or 0 <= row["pred_score"] <= 1
