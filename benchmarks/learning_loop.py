@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from realad_verl.attention.readout import AttentionReadout
+from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
+from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import Evidence
@@ -38,6 +39,7 @@ WARMUP = 10  # steps; without it Adam's first ones move the wording far before a
 @dataclass(frozen=True)
 class LoopConfig:
     """Settings of a run. ``w_cons`` 0 is the R1 baseline; ``kl``: weight of the k3 estimate against the warm start.
+    ``attention``: the loss on the attention beside the reward's; ``variant``: its controls (`learning_attention`).
 
     ``lr`` rises over the first ``WARMUP`` steps and then falls linearly to 0 at ``steps``.
     """
@@ -51,6 +53,8 @@ class LoopConfig:
     kl: float = 0.005
     seed: int = 0
     domain: str = "shifted"
+    attention: AttentionLossConfig = AttentionLossConfig()
+    variant: str = "consensus"
 
 
 class PackedForward:
@@ -107,6 +111,17 @@ class Evidences:
         self, images: Tensor, responses: list[list[int]], ids: Tensor
     ) -> tuple[Tensor, list[EvidencePlan], list[Tensor]]:
         """As ``__call__``, before the reduction."""
+        plans, requests = self.requests(responses, ids)
+        with self.readout.reading(requests) as reading:
+            log_p = self.packed(self.rollout.model, images, ids)
+        return log_p, plans, reading.rows()
+
+    def attention_loss(self, labels: np.ndarray, right: np.ndarray) -> tuple[Tensor | None, dict[str, float]]:
+        """No loss on the attention; `learning_attention.TaughtEvidences` has one."""
+        return None, {}
+
+    def requests(self, responses: list[list[int]], ids: Tensor) -> tuple[list[EvidencePlan], list[RowRequest]]:
+        """A plan a response, and where the rows of those that have any lie in the packed sequences."""
         prompt, outputs = self.rollout.prompt, {"image_grid_thw": self.rollout.grid}
         plans = [
             self.builder.plan(torch.cat([prompt, torch.tensor(r)]), len(prompt), outputs, batch_row=s // ids.shape[1])
@@ -122,9 +137,7 @@ class Evidences:
             for s, plan in enumerate(plans)
             if plan.request is not None
         ]
-        with self.readout.reading(requests) as reading:
-            log_p = self.packed(self.rollout.model, images, ids)
-        return log_p, plans, reading.rows()
+        return plans, requests
 
 
 def reward(texts: list[str], labels: list[int], evidence: list[Evidence], cfg: LoopConfig) -> dict[str, np.ndarray]:
@@ -154,12 +167,14 @@ def pad(responses: list[list[int]], n: int) -> Tensor:
     return ids.view(-1, n, ids.shape[1])
 
 
-def train(model: Any, reference: Any, rollout: TinyRollout, cfg: LoopConfig, log: Path) -> float:
+def train(
+    model: Any, reference: Any, rollout: TinyRollout, cfg: LoopConfig, log: Path, evidences: Evidences | None = None
+) -> float:
     """Train ``model``, the rollout's own, in place; a JSON line a step goes to ``log``. Returns CPU seconds."""
     torch.manual_seed(cfg.seed)
     for each in (model, reference):
         each.model.visual.patch_embed.forward = fast_patch_embedding(each)
-    evidences = Evidences(rollout, cfg.method)
+    evidences = Evidences(rollout, cfg.method) if evidences is None else evidences
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / cfg.steps))
     source = ProceduralDefects(IMAGE_SIZE, cfg.domain, 10_000 + cfg.seed)
@@ -198,6 +213,9 @@ def train_step(
     ratio = reference_p - log_p
     kl = ((ratio.exp() - 1 - ratio) * chosen).sum() / chosen.sum()
     loss = -((advantages[..., None] * log_p).sum() / chosen.sum()) + cfg.kl * kl
+    attention, taught = evidences.attention_loss(labels, scored["accuracy"] > 0)
+    if attention is not None:
+        loss = loss + cfg.attention.weight * attention
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(rollout.model.parameters(), 1.0)
@@ -207,6 +225,7 @@ def train_step(
     return {
         **means,
         **jaccard,
+        **taught,
         "kl": kl.item(),
         "with_advantage": float((total.std(1) > 0).float().mean()),
         "tokens": float(chosen.sum() / len(responses)),

@@ -14,6 +14,7 @@ of mantissa. Attention of another forward differs by more than this, since its q
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ __all__ = ["AttentionReadout", "EachHead", "Reading", "RowRequest"]
 
 # Called during the forward with (layer, head) and the rows [R, C] of that head alone, one tensor a request.
 EachHead = Callable[[Head, list[Tensor]], None]
+
+
+AnyReading = TypeVar("AnyReading", bound="Reading")
 
 
 class AttentionReadout:
@@ -94,8 +98,13 @@ class AttentionReadout:
             RuntimeError: a reading is already going on in this thread.
             UserError: an attention implementation that cannot be read.
         """
+        with self.observe(Reading(self, requests, head_group, each_head)) as reading:
+            yield reading
+
+    @contextmanager
+    def observe(self, reading: "AnyReading") -> Iterator["AnyReading"]:
+        """Lets ``reading`` see the attention of one forward."""
         self._check_implementation()
-        reading = Reading(self, requests, head_group, each_head)
         with ExitStack() as stack:
             stack.enter_context(observed_by(reading))
             stack.enter_context(wrapped_sites(self.sites))
@@ -142,14 +151,7 @@ class Reading:
         Raises:
             UserError: a chosen layer's attention was not seen, because no forward ran or it calls a kernel elsewhere.
         """
-        missing = [name for index, (name, _) in self._readout.layers.items() if index not in self._seen]
-        if missing and self._requests:
-            raise UserError(
-                f"attention was not seen in {len(missing)} of {len(self._readout.layers)} layers "
-                f"({', '.join(missing)}). Run one forward inside the reading. If one ran, these layers call a kernel "
-                "at a place that is not wrapped: use attn_implementation sdpa or flash_attention_2, or name the place "
-                "in `sites`."
-            )
+        self.require_all_layers()
         sums = self._sums
         scale = 1.0 / (1 if self._readout.heads else len(self._readout.layers))
         if self._head_group is not None and sums:
@@ -159,6 +161,17 @@ class Reading:
             parts = flat.split([rows.numel() for rows in sums])
             sums = [part.view_as(rows) for part, rows in zip(parts, sums, strict=True)]
         return [rows * scale for rows in sums]
+
+    def require_all_layers(self) -> None:
+        """UserError unless every chosen layer's attention was seen."""
+        missing = [name for index, (name, _) in self._readout.layers.items() if index not in self._seen]
+        if missing and self._requests:
+            raise UserError(
+                f"attention was not seen in {len(missing)} of {len(self._readout.layers)} layers "
+                f"({', '.join(missing)}). Run one forward inside the reading. If one ran, these layers call a kernel "
+                "at a place that is not wrapped: use attn_implementation sdpa or flash_attention_2, or name the place "
+                "in `sites`."
+            )
 
     def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
         """Registers the hooks that say which layer is running."""
@@ -194,13 +207,20 @@ class Reading:
                 self._each_head((self._layer, head), [self._head_mean(alone, place) for place in placements])
         if self._readout.heads is None:
             return [self._head_mean(call, placement) for placement in placements]
-        # Heads are exchanged in order of rank: this one has those from ``first`` on.
-        first = 0 if self._head_group is None else count * dist.get_rank(self._head_group)
-        here = [head - first for head in self._readout.heads[self._layer] if first <= head < first + count]
+        here = self._heads_here(call)
         if not here:
             return [call.query_BHND.new_zeros(len(p.rows), len(p.columns), dtype=torch.float32) for p in placements]
         part, share = of_heads(call, here), len(here) / sum(map(len, self._readout.heads.values()))
         return [self._head_mean(part, placement) * share for placement in placements]
+
+    def _heads_here(self, call: KernelCall) -> list[int]:
+        """Which of the running layer's heads are chosen, as the call on this rank numbers them."""
+        count = call.query_BHND.shape[1]
+        if self._readout.heads is None or self._layer is None:
+            return list(range(count))
+        # Heads are exchanged in order of rank: this one has those from ``first`` on.
+        first = 0 if self._head_group is None else count * dist.get_rank(self._head_group)
+        return [head - first for head in self._readout.heads[self._layer] if first <= head < first + count]
 
     def _forward_begins(self, *_: object) -> None:
         if active_observer() is not self:
