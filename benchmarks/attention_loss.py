@@ -2,9 +2,9 @@
 
     python benchmarks/attention_loss.py --out out/attention --variants r1,r1+a --seeds 0,1,2
 
-Each variant trains the shipped warm start on the shifted procedural domain by the small loop of `learning_loop.py` and is
-measured on held-out images; masks are for measuring only. A finished run stays in --out (its weights, too) and is not run
-again. `attention_loss_report.py` makes the tables. See docs/attention_loss.md.
+Each variant trains the shipped warm start on the shifted procedural domain by the small loop of `learning_loop.py` and
+is measured on held-out images; masks are for measuring only. A finished run stays in --out (its weights, too) and is
+not run again. `attention_loss_report.py` makes the tables. See docs/attention_loss.md.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from realad_verl.tiny.rollout import TinyRollout
 BATCH, SAMPLES = 40, 2
 # Seeds of the held-out images: test images were looked at for no choice; calibration makes the read-out's baseline.
 SEEDS = {"test": 20_888, "validation": 20_001, "calibration": 20_003}
+COLUMNS = ("label", "answer", "well_formed", "sampled", "sampled_formed", "score", "jaccard")
 READOUTS = ("both", "all", "calibrated")
 ON = AttentionLossConfig(weight=1.0)
 
@@ -79,7 +80,7 @@ def measure(model: Any, processor: Any, split: str, count: int) -> tuple[dict[st
         select: EvidenceBuilder(model.config, rollout.tokenizer, MethodConfig(scoring=ScoringConfig(select=select)))
         for select in ("both", "all")
     }
-    out: dict[str, Any] = {name: [] for name in ("label", "answer", "well_formed", "sampled", "sampled_formed", "score", "jaccard")}
+    out: dict[str, Any] = {name: [] for name in COLUMNS}
     maps: dict[str, list[Any]] = {name: [] for name in READOUTS}
     samples = held_out(SEEDS[split], count)
     for start in range(0, len(samples), BATCH):

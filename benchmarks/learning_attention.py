@@ -1,8 +1,8 @@
 """The loss on the attention in the small loop, and its controls. The product's own maths, on packed responses.
 
-Variants: "consensus", the loss itself; "shuffled", each anomalous image is taught another one's target (a control: what is
-left is not the place); "teacher", targets from the warm start's attention instead of the model's own; "mil", no target and
-no group: the contrast of a response's map has to tell the image's label.
+Variants: "consensus", the loss itself; "shuffled", each anomalous image is taught another one's target (a control: what
+is left is not the place); "teacher", targets from the warm start's attention instead of the model's own; "mil", no
+target and no group: the contrast of a response's map has to tell the image's label.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BETA = 4.0  # of the contrast, the beta-norm of a map of mean 1
 
 @dataclass
 class Step:
-    """What the running step's forward left: plans of all responses, rows and log of the attention of those that have any."""
+    """What the running step's forward left: plans of all responses, the rest of those that have a request."""
 
     plans: list[EvidencePlan]
     ids: list[Tensor]  # the token ids of the rows
@@ -47,9 +47,9 @@ class TaughtEvidences(Evidences):
     def read(self, images: Tensor, responses: list[list[int]], ids: Tensor):
         plans, requests = self.requests(responses, ids)
         cells = GRID * GRID
-        with gradient_reading(self.readout, requests, also_rows=True) as reading:
+        with gradient_reading(self.readout, requests, columns=[cells] * len(requests), also_rows=True) as reading:
             log_p = self.packed(self.rollout.model, images, ids)
-        log_a, rows = reading.log_rows([cells] * len(requests)), reading.rows()
+        log_a, rows = reading.log_rows(), reading.rows()
         tokens = [
             torch.tensor(response)[plan.reasoning]
             for plan, response in zip(plans, responses, strict=True)
@@ -83,8 +83,9 @@ class TaughtEvidences(Evidences):
             torch.cat([target.expand(len(log_a), -1) for target, log_a in taught]),
             torch.cat([log_a for _, log_a in taught]),
         )
-        peaks = [float(target.max()) for target, label in zip(targets, labels[:: self.cfg.n], strict=True) if label and target is not None]
-        return losses_T.mean(), {"attention_loss": float(losses_T.mean().detach()), "target_peak": float(np.mean(peaks))}
+        value, of_images = losses_T.mean(), zip(targets, labels[:: self.cfg.n], strict=True)
+        peaks = [float(target.max()) for target, label in of_images if label and target is not None]
+        return value, {"attention_loss": float(value.detach()), "target_peak": float(np.mean(peaks))}
 
     def _targets(self, maps: dict[int, Tensor], labels: np.ndarray, right: np.ndarray) -> list[Tensor | None]:
         """One an image."""

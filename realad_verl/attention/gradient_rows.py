@@ -1,9 +1,9 @@
 """Attention rows that carry a gradient, out of a model's training forward.
 
 The kernel's own q and k are kept while the layers run; the rows are made of them *after* the forward. (Made inside a
-layer that gradient checkpointing recomputes, they would be saved once and recomputed never: CheckpointError.) Of q only
-the wanted rows and of k only the wanted columns are kept from there on, and what is made of them is itself recomputed in
-the backward pass: nothing of size heads x rows x columns outlives a layer.
+layer that gradient checkpointing recomputes, they would be saved once and recomputed never: CheckpointError.) Of q
+only the wanted rows and of k only the wanted columns are kept from there on, and what is made of them is itself
+recomputed in the backward pass: nothing of size heads x rows x columns outlives a layer.
 
 The value of a row is that of `readout` over its columns, normalised over them. Its gradient goes through *where* each
 head looks among the columns; how much of its attention a head spends on them, its mass, is a constant [ours]: the loss
@@ -12,7 +12,8 @@ shall move the look, not turn heads on or off.
 S requests of equal numbers of columns, H query heads, G key heads, R rows (the longest request's), C columns, D width.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.calls import KernelCall, active_observer
+from realad_verl.attention.heads import of_heads
 from realad_verl.attention.layout import Placement, RowRequest, additive_mask
 from realad_verl.attention.readout import AttentionReadout, Reading
 
@@ -34,67 +36,85 @@ def gradient_reading(
     readout: AttentionReadout,
     requests: Sequence[RowRequest],
     head_group: dist.ProcessGroup | None = None,
+    columns: Sequence[int] | None = None,
     also_rows: bool = False,
 ) -> Iterator["GradientReading"]:
     """As `AttentionReadout.reading`, around one forward with gradients; `GradientReading.log_rows` comes after it.
 
-    ``also_rows``: read the plain rows too.
+    ``columns``: how many of each request's columns, from the first, have a gradient (None: all). ``also_rows``: read
+    the plain rows of all columns too.
     """
-    with readout.observe(GradientReading(readout, requests, head_group, also_rows)) as reading:
+    with readout.observe(GradientReading(readout, requests, head_group, columns, also_rows)) as reading:
         yield reading
 
 
 class GradientReading(Reading):
-    """A reading that keeps q and k, and leaves the maths to `log_rows`."""
+    """A reading that keeps q and k until the decoder has run, and then the wanted part of them."""
 
     def __init__(
         self,
         readout: AttentionReadout,
         requests: Sequence[RowRequest],
         head_group: dist.ProcessGroup | None,
+        columns: Sequence[int] | None,
         also_rows: bool,
     ) -> None:
         super().__init__(readout, requests, head_group)
+        self._columns = columns
         self._also_rows = also_rows
-        self._calls: list[KernelCall] = []
+        self._calls: list[tuple[KernelCall, list[int]]] = []  # of each layer, with its chosen heads
+        self._layers: list[dict[int, Tensor]] = []
+
+    def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
+        yield from super().hooks()
+        yield self._readout.decoder.register_forward_hook(self._forward_ends)
 
     def saw(self, call: KernelCall) -> None:
         if not self.wants_call():
             return
-        self._calls.append(call)
+        assert self._layer is not None
+        self._calls.append((call, self._heads_here(call)))
         if self._also_rows:
             super().saw(call)
         else:
-            assert self._layer is not None
             self._seen.add(self._layer)
 
-    def log_rows(self, columns: Sequence[int] | None = None) -> list[Tensor]:
-        """[R, C] fp32 for each request: log of its attention to as many of its first columns as ``columns`` says.
+    def _forward_ends(self, *_: object) -> None:
+        """Outside the recomputed layers, before anything as large as the logits is made."""
+        if active_observer() is not self or not self._calls:
+            return
+        started = time.perf_counter()
+        with _exact(call.query_BHND for call, _ in self._calls):
+            while self._calls:
+                self._layers.append(self._layer_rows(*self._calls.pop(0)))  # lets go of the layer's q and k
+        self.seconds += time.perf_counter() - started
 
-        Normalised over those columns, averaged over heads and layers by their mass on them. Carries the gradient.
-        Raises UserError where a chosen layer was not seen.
+    def log_rows(self) -> list[Tensor]:
+        """[R, C] fp32 for each request: log of its attention to its columns; it carries the gradient.
+
+        Normalised over those columns, averaged over heads and layers by their mass on them. Raises UserError where a
+        chosen layer was not seen.
         """
         self.require_all_layers()
-        calls, self._calls = self._calls, []
         if not self._requests:
             return []
-        with _exact(calls[0].query_BHND.device):
-            layers: list[dict[int, Tensor]] = []
-            while calls:
-                layers.append(self._layer_rows(calls.pop(0), columns))  # lets go of the layer's q and k
-            return [self._log_row(request, [layer[i] for layer in layers]) for i, request in enumerate(self._requests)]
+        with _exact(self._layers[0].values()):
+            return [self._log_row(i, request) for i, request in enumerate(self._requests)]
 
-    def _log_row(self, request: RowRequest, layers: list[Tensor]) -> Tensor:
+    def _log_row(self, i: int, request: RowRequest) -> Tensor:
         """One request's rows over all layers and ranks, normalised."""
-        log_RC = torch.stack(layers).logsumexp(0)[: len(request.queries)]
+        log_RC = torch.stack([layer[i] for layer in self._layers]).logsumexp(0)[: len(request.queries)]
         if self._head_group is not None:
             log_RC = _sum_over_ranks(log_RC, self._head_group)
         return log_RC.log_softmax(-1)
 
-    def _layer_rows(self, call: KernelCall, columns: Sequence[int] | None) -> dict[int, Tensor]:
+    def _layer_rows(self, call: KernelCall, heads: list[int]) -> dict[int, Tensor]:
         """Log of one layer's rows by request, those of equal numbers of columns done together."""
         placements = self._place(call)
-        wanted = [p.columns if columns is None else p.columns[: columns[i]] for i, p in enumerate(placements)]
+        if 0 < len(heads) < call.query_BHND.shape[1]:
+            call = of_heads(call, heads)
+        counts = self._columns or [len(placement.columns) for placement in placements]
+        wanted = [placement.columns[:count] for placement, count in zip(placements, counts, strict=True)]
         groups: dict[int, list[int]] = {}
         for i, columns_C in enumerate(wanted):
             groups.setdefault(len(columns_C), []).append(i)
@@ -102,6 +122,8 @@ class GradientReading(Reading):
         for group in groups.values():
             some = [placements[i] for i in group]
             log_SRC = _rows_of(call, some, torch.stack([wanted[i] for i in group]), self._readout.max_bytes)
+            if not heads:
+                log_SRC = torch.full_like(log_SRC, HIDDEN)
             rows |= dict(zip(group, log_SRC.unbind(), strict=True))
         return rows
 
@@ -115,14 +137,19 @@ def _rows_of(call: KernelCall, placements: list[Placement], columns_SC: Tensor, 
     if call.weights_BHNN is not None:  # eager attention gives its own probabilities
         index = (batch_S1[:, :, None], slice(None), rows_SR[:, :, None], columns_SC[:, None])
         weights_SHRC = call.weights_BHNN[index].permute(0, 3, 1, 2)
-        return checkpoint(_head_sum, weights_SHRC.float().clamp(min=TINY).log(), None, use_reentrant=False)
+        return _recomputed(_head_sum, weights_SHRC.float().clamp(min=TINY).log(), None)
     query_SHRD = call.query_BHND[batch_S1, :, rows_SR].transpose(1, 2)
     key_SGCD = call.key_BGND[batch_S1, :, columns_SC].transpose(1, 2)
     with torch.no_grad():
         bias = _bias(call, placements, rows_SR, columns_SC)
         lse_SHR = _denominators(call, placements, rows_SR, max_bytes)
     fixed: dict[str, Any] = {"bias": bias, "scale": call.scale, "softcap": call.softcap, "lse_SHR": lse_SHR}
-    return checkpoint(_layer, query_SHRD, key_SGCD, use_reentrant=False, **fixed)
+    return _recomputed(_layer, query_SHRD, key_SGCD, **fixed)
+
+
+def _recomputed(function: Callable[..., Tensor], *args: Tensor | None, **kwargs: Any) -> Tensor:
+    result: Any = checkpoint(function, *args, use_reentrant=False, **kwargs)
+    return result
 
 
 def _layer(
@@ -188,9 +215,9 @@ def _denominator(call: KernelCall, batch: int, rows_R: Tensor, key_GKD: Tensor, 
     return logits_HRK.logsumexp(-1)
 
 
-def _exact(device: torch.device):
-    """fp32 whatever autocast says; `checkpoint` recomputes under the same."""
-    return torch.autocast(device.type, enabled=False)
+def _exact(of: Iterable[Tensor]):
+    """fp32 whatever autocast says, on the device of what comes first; `checkpoint` recomputes under the same."""
+    return torch.autocast(next(iter(of)).device.type, enabled=False)
 
 
 def _sum_over_ranks(log_RC: Tensor, group: dist.ProcessGroup) -> Tensor:

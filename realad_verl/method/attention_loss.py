@@ -28,7 +28,9 @@ Sums = tuple[Tensor, Tensor, Tensor]  # token ids [W], sums of their rows [W, P]
 TINY = 1e-12
 
 
-def response_map(rows_RP: Tensor, ids_R: Tensor, baseline: Baseline | None, grid: Grid, cfg: AttentionLossConfig) -> Tensor:
+def response_map(
+    rows_RP: Tensor, ids_R: Tensor, baseline: Baseline | None, grid: Grid, cfg: AttentionLossConfig
+) -> Tensor:
     """M of one response [P] (step 2) out of its rows, the ids of its tokens and the baseline (None: not divided)."""
     if baseline is None or cfg.baseline == "none":
         ratio_RP = image_share(rows_RP)
@@ -72,7 +74,7 @@ class RunningBaseline:
         self._pending: list[Sums] = []
 
     def add(self, ids_T: Tensor, rows_TP: Tensor) -> None:
-        """Rows (any scale) and their token ids, of the running step; rows that are not finite or all zero are left out."""
+        """Rows (of any scale) and token ids of the running step; rows not finite or all zero are left out."""
         rows_TP = rows_TP.detach()
         good_T = rows_TP.isfinite().all(-1) & (rows_TP.sum(-1) > 0)
         ids_T = ids_T.to(good_T.device)[good_T].cpu().long()

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from realad_verl.errors import UserError, bad_value, unknown_key
+from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.method.config import MethodConfig
 
 
@@ -46,6 +47,7 @@ class RealadSettings:
     read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``. ``deterministic`` seeds every
     response and fixes the order of the batch: on CPU, a rerun with the same seed gives the same rewards and weights.
     ``poll_interval`` is how often, in seconds, the trainer looks for finished samples (verl's own: 2).
+    ``attention_loss`` is a loss of ours on the attention, off by default.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -57,6 +59,7 @@ class RealadSettings:
     poll_interval: float = 2.0
     log: LogSettings = field(default_factory=LogSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    attention_loss: AttentionLossConfig = field(default_factory=AttentionLossConfig)
 
     def __post_init__(self):
         for name in ("w_fmt", "w_acc", "w_cons"):
@@ -69,6 +72,13 @@ class RealadSettings:
             raise UserError(
                 f"realad.evidence = False and realad.w_cons = {self.w_cons} conflict: the consistency reward needs the "
                 "evidence. Set realad.w_cons=0 (plain GRPO) or realad.evidence=True."
+            )
+
+        if not self.evidence and self.attention_loss.weight:
+            raise UserError(
+                "realad.evidence = False and realad.attention_loss.weight = "
+                f"{self.attention_loss.weight} conflict: the loss's targets are made of the evidence. Set "
+                "realad.attention_loss.weight=0 or realad.evidence=True."
             )
 
     @classmethod
@@ -87,6 +97,7 @@ class RealadSettings:
             given = values.get(name) or {}
             _only(given, part, f"realad.{name}")
             values[name] = part(**given)
+        values["attention_loss"] = AttentionLossConfig.from_dict(values.get("attention_loss"))
         values["method"] = MethodConfig.from_dict(values.get("method") or {})
         return cls(**values)
 

@@ -61,6 +61,7 @@ def make_samples(model_dir: str, n: int, equal: bool):
                 "position_ids": position_ids,
                 "response_mask": torch.ones_like(responses),
                 "loss_mask": torch.ones_like(responses),
+                "reward_model": {"ground_truth": ("no", "yes")[i % 2]},
                 "multi_modal_inputs": multi_modal,
             }
         )
@@ -150,6 +151,8 @@ def run(job: dict) -> dict:
         with engine.eval_mode():
             output = engine.infer_batch(position_ids.rebuild(batch))["model_output"]
         result[name] = {key: list(value.unbind()) for key, value in output.items()}
+    if job.get("attention"):
+        result |= attention_gradient(engine, mine, flags, job)
     if job.get("update"):
         result["weights"] = update(engine, mine, flags, result["on" if job.get("evidence", True) else "off"])
     dist.barrier()
@@ -173,6 +176,65 @@ def update(engine, samples: list[dict], flags: dict, output: dict) -> dict:
     with engine.train_mode():
         engine.train_batch(batch, loss_function=partial(ppo_loss, config=config))
     return {n: p.full_tensor().detach().clone() for n, p in engine.module.named_parameters()}
+
+
+def attention_gradient(engine, samples: list[dict], flags: dict, job: dict) -> dict:
+    """Maps of two log-prob passes (the first fills the baseline), then the gradient of one update that has no reward.
+
+    The targets are made up, one for each sample and the same on every rank; only their weights are the loss's own.
+    """
+    from functools import partial
+
+    from verl.workers.config import FSDPActorConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    from realad_verl.method.attention_loss_config import AttentionLossConfig
+    from realad_verl.verl_ext.repairs import position_ids
+    from realad_verl.verl_ext.train import attention_wire
+    from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
+
+    cfg = AttentionLossConfig(**job["attention"])
+    maps = []
+    for _ in range(2):
+        batch = make_batch(samples, **flags, **{REQUEST_KEY: make_request({}, False, cfg)})
+        with engine.eval_mode():
+            output = engine.infer_batch(position_ids.rebuild(batch))["model_output"]
+        maps.append(list(output[attention_wire.MAP].unbind()))
+    vectors = []
+    for sample, vector, summary in zip(samples, maps[1], output["evidence_summary"].unbind(), strict=True):
+        map_P, grid = attention_wire.unpack_map(vector)
+        label = int(sample["reward_model"]["ground_truth"] == "yes")
+        target = None
+        if map_P is not None:
+            made_up = torch.linspace(1, 5 + label, len(map_P)) ** 2
+            target = attention_wire.Target(made_up / made_up.sum(), grid, int(summary[1]), label)
+        vectors.append(attention_wire.pack_target(target))
+    request = {attention_wire.LOSS_KEY: attention_wire.make_loss_request(cfg, {})}
+    batch = make_batch(samples, **flags, **request, global_batch_size=job["n"], dp_size=1)
+    batch[attention_wire.TARGET] = torch.nested.as_nested_tensor(vectors, layout=torch.jagged)
+    for name in ("old_log_probs", "advantages"):
+        zeros = [torch.zeros(len(sample["responses"])) for sample in samples]
+        batch[name] = torch.nested.as_nested_tensor(zeros, layout=torch.jagged)
+    config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=2)
+    gradients: dict = {}
+
+    def keep_gradients():
+        for name, parameter in engine.module.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.full_tensor().clone()
+        return 0.0
+
+    engine.optimizer_step = keep_gradients
+    with engine.train_mode():
+        output = engine.train_batch(position_ids.rebuild(batch), loss_function=partial(ppo_loss, config=config))
+    weights = {n: p.full_tensor().detach().clone() for n, p in engine.module.named_parameters()}
+    metrics = {k: float(sum(v.values)) for k, v in output["metrics"].items() if "attention" in k}
+    engine.save_checkpoint(job["out"] + ".saved")
+    kept = engine._teacher.baselines
+    engine._teacher.baselines = {}
+    engine._teacher.load(job["out"] + ".saved")
+    states = [{grid: each.state_dict() for grid, each in some.items()} for some in (kept, engine._teacher.baselines)]
+    return {"maps": maps, "gradients": gradients, "metrics": metrics, "weights": weights, "baselines": states}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from realad_verl.errors import UserError
+from realad_verl.verl_ext.recipe.check_attention import attention_loss_pairs
 from realad_verl.verl_ext.recipe.check_keys import legacy_keys, unknown_keys
 from realad_verl.verl_ext.recipe.check_pairs import PAIRS
 from realad_verl.verl_ext.recipe.check_rules import ARITHMETIC, counts_are_positive
@@ -38,7 +39,7 @@ def check_config(config: DictConfig, *, verl: bool = True) -> list[Problem]:
     counts = list(counts_are_positive(setup))
     problems += counts
     if not counts:
-        problems += [problem for rule in (*ARITHMETIC, *PAIRS) for problem in rule(setup)]
+        problems += [problem for rule in (*ARITHMETIC, *PAIRS, attention_loss_pairs) for problem in rule(setup)]
     if verl and not any(p.level == "error" for p in problems):
         problems += verl_problems(config)
     return sorted(problems, key=lambda p: p.level != "error")

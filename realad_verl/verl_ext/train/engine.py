@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 from tensordict import TensorDict
@@ -22,12 +23,15 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.errors import UserError
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
+from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
 from realad_verl.verl_ext.train import weights, wire
+from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
+from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
 from realad_verl.verl_ext.train.sites import verl_sites
 
 logger = logging.getLogger(__name__)
@@ -37,9 +41,15 @@ logger = logging.getLogger(__name__)
 REQUEST_KEY = "realad_evidence"
 
 
-def make_request(method: Mapping, detail: bool) -> str:
-    """The value of ``REQUEST_KEY`` that turns the read-out on; ``detail`` also returns map and token weights."""
-    return json.dumps({"method": dict(method), "detail": detail}, sort_keys=True)
+def make_request(method: Mapping, detail: bool, attention_loss: AttentionLossConfig | None = None) -> str:
+    """The value of ``REQUEST_KEY`` that turns the read-out on; ``detail`` also returns map and token weights.
+
+    ``attention_loss``: also returns the maps that its targets are made of.
+    """
+    request = {"method": dict(method), "detail": detail}
+    if attention_loss is not None:
+        request["attention_loss"] = asdict(attention_loss)
+    return json.dumps(request, sort_keys=True)
 
 
 def sequence_lengths(ids: Tensor) -> list[int]:
@@ -69,8 +79,36 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, *args, **kwargs)
         self._builders: dict[str, EvidenceBuilder] = {}
         self._readouts: dict[tuple, AttentionReadout] = {}
+        self._teacher = AttentionTeacher()
+
+    def infer_batch(self, data: TensorDict, loss_function=None):
+        outputs = super().infer_batch(data, loss_function)
+        request = json.loads(tu.get_non_tensor_data(data, REQUEST_KEY, default=None) or "{}")
+        if "attention_loss" in request:
+            cfg = AttentionLossConfig(**request["attention_loss"])
+            self._teacher.commit(cfg, self.get_data_parallel_group())
+        return outputs
+
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        if not forward_only and tu.get_non_tensor_data(data, LOSS_KEY, default=None):
+            count_tokens(data, self.get_data_parallel_group())
+        return super().forward_backward_batch(data, loss_function, forward_only)
+
+    def save_checkpoint(self, local_path: str, *args, **kwargs):
+        super().save_checkpoint(local_path, *args, **kwargs)
+        self._teacher.save(local_path)
+
+    def load_checkpoint(self, local_path: str, *args, **kwargs):
+        self._teacher.load(local_path)  # before verl's, which may delete the folder
+        super().load_checkpoint(local_path, *args, **kwargs)
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only: bool):
+        loss_request = None if forward_only else tu.get_non_tensor_data(micro_batch, LOSS_KEY, default=None)
+        if loss_request:
+            builder = self._builder(json.loads(loss_request)["method"])
+            readout, plans = self._readout(builder.cfg), self._plan(micro_batch, builder)
+            step = super().forward_step
+            return taught_step(micro_batch, plans, readout, self.ulysses_parallel_group, step, loss_function)
         request = tu.get_non_tensor_data(micro_batch, REQUEST_KEY, default=None) if forward_only else None
         if not request:
             return super().forward_step(micro_batch, loss_function, forward_only)
@@ -83,9 +121,13 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         with self._readout(builder.cfg).reading(requests, head_group=self.ulysses_parallel_group) as reading:
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         started = time.perf_counter()
-        evidences = builder.reduce(plans, reading.rows())
+        rows = reading.rows()
+        evidences = builder.reduce(plans, rows)
         seconds += reading.seconds + time.perf_counter() - started
         output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
+        if "attention_loss" in parsed:
+            cfg = AttentionLossConfig(**parsed["attention_loss"])
+            output["model_output"].update(self._teacher.maps(micro_batch, plans, rows, cfg))
         return loss, output
 
     def get_per_tensor_param(self, *args, **kwargs):

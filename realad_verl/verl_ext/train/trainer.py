@@ -39,6 +39,7 @@ from realad_verl.verl_ext.run_folder.checkpoints import mark_complete, unmark
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.train import wire
 from realad_verl.verl_ext.train.agent_loop import CUT
+from realad_verl.verl_ext.train.attention_targets import Alarms, asking_for_loss, write_targets
 from realad_verl.verl_ext.train.dataset import REPLACED
 from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
 from realad_verl.verl_ext.train.metrics import ScoredSample, step_metrics
@@ -77,6 +78,7 @@ class CGROMixin:
         self._scored: list[ScoredSample] = []
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._saved_step = -1
+        self._attention_alarms = Alarms()
         self._beat("starting workers")
         super().__init__(config)
         # verl polls its replay buffer every 2 s and has no setting for it: most of a step that takes a few seconds.
@@ -136,7 +138,8 @@ class CGROMixin:
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._beat("updating the actor")
-        return super()._update_actor(batch, metrics)
+        with asking_for_loss(batch, metrics, self.realad.attention_loss, self.realad.method_dict()):
+            return super()._update_actor(batch, metrics)
 
     def _save_checkpoint(self):
         self._beat("saving a checkpoint")
@@ -182,7 +185,8 @@ class CGROMixin:
     def _reading(self, batch: KVBatchMeta):
         """Ask for evidence in this call only: the reference pass may go through the same worker method."""
         detail = self.sample_logger.due(self.global_steps)
-        batch.extra_info[REQUEST_KEY] = make_request(self.realad.method_dict(), detail)
+        loss = self.realad.attention_loss
+        batch.extra_info[REQUEST_KEY] = make_request(self.realad.method_dict(), detail, loss if loss.weight else None)
         try:
             yield
         finally:
@@ -215,9 +219,18 @@ class CGROMixin:
         if self.realad.w_cons:
             written = TensorDict({"rm_scores": wire.jagged(scores)}, batch_size=len(scores))
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
+        if self.realad.attention_loss.weight:
+            metrics.update(self._write_targets(batch, real, samples, responses))
         self._scored += [sample for sample, is_real in zip(samples, real, strict=True) if is_real]
         self._counts["evidence/reward_seconds"] += time.perf_counter() - started
         self.sample_logger.log(self, batch, samples, responses)
+
+    def _write_targets(self, batch: KVBatchMeta, real: list[bool], samples: list[ScoredSample], texts: list[str]):
+        """The attention loss's targets; returns its metrics."""
+        answers = [read_label(parse_response(text, self.realad.method.spans).answer) for text in texts]
+        right = [answer == sample.label for answer, sample in zip(answers, samples, strict=True)]
+        metrics = write_targets(batch, real, samples, right, self.realad.attention_loss)
+        return metrics | self._attention_alarms(metrics)
 
     def _consistency(self, summary: wire.Summary, label: int | None, text: str) -> float:
         if label is None:

@@ -31,7 +31,7 @@ def loss_of(rows: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def eager_rows(model, requests, inputs) -> list[torch.Tensor]:
+def eager_rows(model, requests, inputs, heads=None) -> list[torch.Tensor]:
     """The definition: heads' shares of the columns, weighted by their detached mass, normalised; in float64."""
     before = model.config._attn_implementation
     with_attention(model, "eager")
@@ -41,8 +41,9 @@ def eager_rows(model, requests, inputs) -> list[torch.Tensor]:
     for request in requests:
         at = request.offset + request.queries
         total = torch.zeros((), dtype=torch.float64)
-        for layer in layers:
-            p_HRC = layer[request.batch_row][:, at][..., request.offset + request.columns].double()
+        for index, layer in enumerate(layers):
+            some = slice(None) if heads is None else [head for at_layer, head in heads if at_layer == index]
+            p_HRC = layer[request.batch_row][some][:, at][..., request.offset + request.columns].double()
             mass = p_HRC.sum(-1, keepdim=True)
             total = total + (mass.detach() * p_HRC / mass.clamp(min=1e-300)).sum(0)
         rows.append((total / total.sum(-1, keepdim=True)).clamp(min=1e-300).log())
@@ -94,6 +95,15 @@ def test_padded_flash_gradient_equals_eager(kind):
     assert_same(got, want)
 
 
+def test_chosen_heads_alone_are_taught():
+    model, inputs, requests = causal_model("qwen2"), padded(LENGTHS, WIDTH), requests_for("left")
+    heads = [(0, 1), (2, 0), (2, 3)]
+    want = gradients(model, loss_of(eager_rows(model, requests, inputs, heads)))
+    with gradient_reading(AttentionReadout(model, heads=heads), requests) as reading:
+        model(**inputs, use_cache=False)
+    assert_same(gradients(model, loss_of(reading.log_rows())), want)
+
+
 def test_eager_attention_gives_its_own_probabilities():
     model, inputs, requests = causal_model("qwen2", "eager"), padded(LENGTHS, WIDTH), requests_for("left")
     want = gradients(model, loss_of(eager_rows(model, requests, inputs)))
@@ -120,8 +130,9 @@ def test_autocast_does_not_reach_the_rows():
     model, inputs, requests = causal_model("qwen2"), padded(LENGTHS, WIDTH), requests_for("left")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with gradient_reading(AttentionReadout(model), requests) as reading:
+            reading_saw, kept = reading.saw, []
+            reading.saw = lambda call: (kept.append(call), reading_saw(call))
             model(**inputs, use_cache=False)
-        kept = list(reading._calls)
         rows = reading.log_rows()
     assert rows[0].dtype == torch.float32
     total = torch.zeros((), dtype=torch.float64)
