@@ -178,7 +178,7 @@ class CGROMixin:
                 self._evidence_pass(batch)
             batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(REQUEST_KEY, None)
-        self._add_consistency(batch)
+        self._add_consistency(batch, metrics)
         return batch
 
     @contextmanager
@@ -198,7 +198,7 @@ class CGROMixin:
         batch.extra_info.update(calculate_entropy=False, compute_loss=False, temperature=rollout.temperature)
         self.actor_rollout_wg.compute_evidence(batch)
 
-    def _add_consistency(self, batch: KVBatchMeta) -> None:
+    def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
         """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
         started = time.perf_counter()
         fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model"]
