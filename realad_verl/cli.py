@@ -9,7 +9,18 @@ from realad_verl import __version__
 from realad_verl.errors import UserError
 
 # name -> module under realad_verl.commands; the module's function of the same name is the command.
-COMMANDS: tuple[str, ...] = ("doctor", "check", "prepare", "train", "localize", "tiny", "evaluate", "report", "demo")
+COMMANDS: tuple[str, ...] = (
+    "doctor",
+    "check",
+    "prepare",
+    "train",
+    "export",
+    "localize",
+    "tiny",
+    "evaluate",
+    "report",
+    "demo",
+)
 
 app = typer.Typer(
     name="realad",

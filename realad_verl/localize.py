@@ -8,8 +8,6 @@ A response is generated greedily, then one teacher-forced forward reads the atte
 """
 
 import math
-import pickle
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,7 @@ from realad_verl.method.config import MethodConfig, SpanConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.method.labels import read_label
 from realad_verl.method.spans import answer_token, parse_response
+from realad_verl.models import load_model
 
 
 @dataclass(frozen=True)
@@ -136,25 +135,12 @@ class Localizer:
     ) -> Self:
         """Loads a model and its processor from a folder or by its hub id.
 
-        ``dtype``: default float32 on CPU, bfloat16 elsewhere. Raises UserError where it cannot be loaded or is of no
-        known family.
+        ``dtype``: default float32 on CPU, bfloat16 elsewhere. Raises UserError where it cannot be loaded, is of no
+        known family, or lacks weights (realad_verl.models).
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-        if trust_remote_code:
-            warnings.warn(f"code from the repository of '{model}' may run on this machine", stacklevel=2)
         target = _device(device)
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        try:
-            backbone_for(AutoConfig.from_pretrained(model, **options))
-            processor = AutoProcessor.from_pretrained(model, **options)
-            options["dtype"] = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(model, attn_implementation="sdpa", **options)
-        except UserError:
-            raise
-        # No such model there, or a package that it needs is missing.
-        except (OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
-            raise UserError(f"cannot load a model from '{model}': {error}") from error
+        precision = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
+        loaded, processor = load_model(model, precision, trust_remote_code)
         return cls(loaded.to(target), processor, method=method, max_new_tokens=max_new_tokens, white=white)
 
     @overload

@@ -62,8 +62,7 @@ def demo(
     test += ["--engine", "transformers", "--device", "cpu"]
     run("evaluating before", "evaluate", *test, "--model", tiny_model_dir(), "--out", folder / "before")
     run("training with CGRO", "train", RECIPE, *_overrides(folder / "cgro", data, steps))
-    trained = folder / "cgro" / f"global_step_{steps}" / "actor" / "huggingface"
-    run("evaluating after", "evaluate", *test, "--model", trained, "--out", folder / "after")
+    run("evaluating after", "evaluate", *test, "--model", folder / "cgro", "--out", folder / "after")
     page = folder / "report.html"
     runs = [folder / "before", folder / "after", folder / "cgro"]
     run("writing the report", "report", *runs, "--out", page, "--title", "realad demo")
@@ -73,14 +72,13 @@ def demo(
 
 
 def _overrides(run: Path, data: Path, steps: int) -> list[str]:
-    """What the demo changes in the recipe; hf_model makes verl save a folder that from_pretrained loads."""
+    """What the demo changes in the recipe."""
     return [
         f"data.train_files={data / 'train.parquet'}",
         f"data.val_files={data / 'val.parquet'}",
         f"trainer.default_local_dir={run}",
         f"trainer.total_training_steps={steps}",
         f"trainer.save_freq={steps}",
-        "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     ]
 
 

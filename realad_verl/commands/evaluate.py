@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from realad_verl.commands.model_option import HELP, resolve_model
 from realad_verl.errors import bad_value
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Name of the data set; `realad prepare --list` names them.")],
     root: Annotated[Path, typer.Option(help="Directory that holds the data set in its original layout.")],
-    model: Annotated[str, typer.Option(help="Model folder or hub id.")],
+    model: Annotated[str, typer.Option(help=HELP)],
     out: Annotated[Path, typer.Option(help="Folder of this run; a run that was stopped continues in it.")],
     split: Annotated[
         str | None, typer.Option(help="Split of the data set.", show_default="the data set's test split")
@@ -100,6 +101,7 @@ def evaluate(
     in_split = source.of_split(everything, split)
     samples, cores = limited(in_split, limit), len(os.sched_getaffinity(0))
     depth = find_depth([sample.path for sample in everything], deep_extremes, white, cores)
+    model = resolve_model(model)
     settings: dict[str, Any] = {"dataset": dataset, "root": written(root.resolve()), "split": split}
     settings |= model_identity(model) | {"engine": chosen, "image_size": image_size or "as it is"}
     settings |= {} if depth is None else {"depth": depth.to_dict()}

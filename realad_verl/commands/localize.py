@@ -9,15 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from realad_verl.commands.model_option import HELP, TINY, resolve_model
 from realad_verl.errors import UserError, bad_value
 
 
 def localize(
     images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
     out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")] = Path("maps"),
-    model: Annotated[
-        str | None, typer.Option(help="Model directory or hub id.", show_default="the tiny backbone of this package")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=HELP, show_default="the tiny backbone of this package")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
     batch_size: Annotated[int, typer.Option(help="Images in one forward.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
@@ -57,13 +56,12 @@ def localize(
     import transformers
 
     from realad_verl.localize import Localizer
-    from realad_verl.tiny import tiny_model_dir
 
     transformers.logging.disable_progress_bar()
-    if model is None:
+    if model in (None, TINY):
         typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
     localizer = Localizer.from_pretrained(
-        model if model is not None else tiny_model_dir(),
+        resolve_model(model if model is not None else TINY),
         method=config,
         device=device,
         max_new_tokens=max_new_tokens,

@@ -1,8 +1,10 @@
 """``realad train``: a thin front for verl's own PPO main."""
 
+import json
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,4 +50,25 @@ def train(
     if stopped_at is not None:
         say(f"stopped on request after step {stopped_at}, saved. Continue with: {again}", err=True)
         sys.exit(0)
-    say(f"done. Look at it: realad report {folder}", err=True)
+    say(f"done. Next:\n{next_commands(folder, config.data.val_files)}", err=True)
+
+
+def next_commands(folder: Path, val_files: str | list[str]) -> str:
+    """What to do with a finished run: evaluate its newest checkpoint, look at its curves.
+
+    Data set and image size are those of the manifest beside the validation data; the test images are the person's to
+    name, since those that it was trained on would flatter.
+    """
+    from realad_verl.verl_ext.run_folder.checkpoints import last_complete
+
+    report = f"  realad report {shlex.quote(str(folder))}"
+    if last_complete(folder) is None:
+        return f"{report}\n  no checkpoint was saved, so there is no model to evaluate: set trainer.save_freq"
+    first = val_files if isinstance(val_files, str) else next(iter(val_files), "")
+    manifest = Path(first).expanduser().parent / "manifest.json"
+    made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    size = made.get("settings", {}).get("size")
+    out = folder / "evaluation"
+    evaluate = ["realad", "evaluate", made.get("dataset", "DATASET"), "--root", "TEST_IMAGES", "--model", str(folder)]
+    evaluate += ["--out", str(out), *(["--image-size", str(size)] if size else [])]
+    return f"  {shlex.join(evaluate)}\n{report} {shlex.quote(str(out))}"

@@ -115,7 +115,7 @@ def build_engine(job: dict):
             fsdp_size=job.get("fsdp_size", -1),
         ),
         optimizer_config=FSDPOptimizerConfig(lr=job.get("lr", 1e-3), total_training_steps=10),
-        checkpoint_config=CheckpointConfig(),
+        checkpoint_config=CheckpointConfig(**job.get("checkpoint", {})),
     )
     engine.initialize()
     if job.get("packed"):

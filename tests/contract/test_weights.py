@@ -11,9 +11,12 @@ from test_engine import HERE, _free_port
 
 from realad_verl.tiny import tiny_model_dir
 
-FULL = {"name": "full"}
+WHOLE = {"save_contents": ["model", "optimizer", "extra"]}
+FULL = {"name": "full", "checkpoint": WHOLE}
 LORA = {"name": "lora", "lora_rank": 8, "merge": True, "exclude": r".*visual.*"}
 MERGER = {"name": "merger", "lora_rank": 8, "merge": True, "exclude": r".*visual\.(blocks|patch_embed).*"}
+MERGER["checkpoint"] = {"save_contents": ["model", "hf_model"]}
+ADAPTER = MERGER | {"name": "adapter", "checkpoint": WHOLE | {"save_lora_only": True}}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "VERL_PLATFORM": "cpu"}
 
 
@@ -58,14 +61,51 @@ def check(found: dict[str, dict], cases: int) -> None:
         assert len({result["digest"] for name, result in found.items() if name.split(".")[1] == actor}) == 3
 
 
+def check_exports(folder: Path) -> None:
+    """Each checkpoint exported is PEFT's merge of the actor: the same names and values; the adapter loads in PEFT."""
+    import torch
+    from peft import PeftModel
+    from peft_merge import merged_by_peft
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    from realad_verl.verl_ext.job.export import export
+
+    runs = sorted(path for path in folder.glob("sent.*") if path.is_dir())
+    for run in runs:
+        saved = torch.load(f"{run}.3.pt", weights_only=False)
+        (run / "config.yaml").write_text(f"actor_rollout_ref: {{model: {{path: {tiny_model_dir()}}}}}")
+        merged_by_peft(str(tiny_model_dir()), saved["actor"], saved["own"], run / "truth")
+        want = load_file(run / "truth" / "model.safetensors")
+        export(run / "global_step_3", run / "out")
+        models = {"merged": load_file(run / "out" / "model.safetensors")}
+        _, report = AutoModelForImageTextToText.from_pretrained(run / "out", output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        if saved["actor"].get("lora_rank"):
+            export(run / "global_step_3", run / "peft", adapter=True)
+            base = AutoModelForImageTextToText.from_pretrained(str(tiny_model_dir()), dtype=torch.float32)
+            PeftModel.from_pretrained(base, run / "peft").merge_and_unload().save_pretrained(run / "by_peft")
+            models["adapter"] = load_file(run / "by_peft" / "model.safetensors")
+        base = load_file(tiny_model_dir() / "model.safetensors")
+        for what, got in models.items():
+            assert got.keys() == want.keys() == base.keys()
+            assert max((got[name] - value).abs().max().item() for name, value in want.items()) <= 1e-6, (run, what)
+            assert sum(not torch.equal(got[name], value.float()) for name, value in base.items()) >= 20
+    assert len(runs) >= 2
+
+
 def test_one_rank(tmp_path):
-    check(compared(tmp_path, actors(tmp_path, 1, actors=[FULL, LORA, MERGER])), 9)
+    files = actors(tmp_path, 1, actors=[FULL, LORA, MERGER, ADAPTER])
+    check(compared(tmp_path, files), 12)
+    check_exports(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_ranks(tmp_path):
-    check(compared(tmp_path, actors(tmp_path, 2, actors=[FULL, LORA, MERGER])), 9)
+    files = actors(tmp_path, 2, actors=[FULL, LORA, MERGER, ADAPTER])
+    check(compared(tmp_path, files), 12)
+    check_exports(tmp_path)
 
 
 @pytest.mark.slow
@@ -74,13 +114,16 @@ def test_hsdp_and_a_rollout_in_bf16(tmp_path):
     """Two shards, held twice; vLLM rounds PEFT's merge itself, the actor rounds before it sends."""
     files = actors(tmp_path, 4, actors=[FULL, MERGER], fsdp_size=2, dtype="bfloat16")
     check(compared(tmp_path, files, dtype="bfloat16"), 6)
+    check_exports(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sees_what_verl_would_send(tmp_path):
     """Either mend taken out, the comparison fails: a test that says when an upgrade of verl makes them needless."""
-    without = [MERGER | {"name": f"no_{mend}", "without": mend} for mend in ("merged_root", "weights")]
+    without = [
+        MERGER | {"name": f"no_{mend}", "without": mend, "checkpoint": WHOLE} for mend in ("merged_root", "weights")
+    ]
     found = compared(tmp_path, actors(tmp_path, 1, actors=without, updates=[0, 1]))
     assert not found["sent.no_merged_root.0.pt"]["off"]  # B is zero before the first update
     assert all(".merger." in name for name in found["sent.no_merged_root.1.pt"]["off"])

@@ -1,7 +1,8 @@
 """One rank of the actor, which trains and hands its weights to the rollout. Run by test_weights.py.
 
 usage: weights_rank.py JOB.json, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment. For each of the
-job's actors, after each of its counts of updates, rank 0 writes a file: what was sent, and the module's own weights.
+job's actors, after each of its counts of updates, rank 0 writes a file: what was sent, and the module's own weights. An
+actor with a ``checkpoint`` saves one at the end, as verl does.
 """
 
 import json
@@ -69,7 +70,10 @@ def run(job: dict, actor: dict) -> None:
             assert all(torch.equal(value, after[name]) for name, value in before.items()), "the actor is changed"
             if dist.get_rank() == 0:
                 torch.save({"sent": sent, "own": before, "actor": actor}, f"{job['out']}.{actor['name']}.{step}.pt")
-        train(engine, mine, flags)
+        if step < max(job["updates"]):
+            train(engine, mine, flags)
+    if "checkpoint" in actor:
+        engine.save_checkpoint(f"{job['out']}.{actor['name']}/global_step_{step}/actor", global_step=step)
     dist.barrier()
 
 

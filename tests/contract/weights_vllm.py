@@ -14,23 +14,8 @@ os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "GLO
 
 import torch
 import verl  # noqa: F401  (loads the plugin)
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForImageTextToText
+from peft_merge import merged_by_peft
 from vllm import LLM
-
-
-def merged_by_peft(model: str, actor: dict, own: dict[str, torch.Tensor], folder: Path) -> None:
-    """The actor's weights in ``folder`` as transformers saves them, merged by PEFT, outside verl and FSDP."""
-    module = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    if actor.get("lora_rank"):
-        config = LoraConfig(
-            r=actor["lora_rank"], lora_alpha=16, target_modules="all-linear", exclude_modules=actor["exclude"]
-        )
-        module = get_peft_model(module, config)
-    module.load_state_dict(own)
-    if actor.get("lora_rank"):
-        module = module.merge_and_unload()
-    module.save_pretrained(folder)
 
 
 def everything(model: torch.nn.Module) -> dict[str, torch.Tensor]:

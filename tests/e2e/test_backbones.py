@@ -1,4 +1,4 @@
-"""Each backbone recipe trains: two steps of CGRO on the real stack with a random tiny model of its family.
+"""Each backbone recipe trains: four steps of CGRO on the real stack with a random tiny model of its family.
 
 What runs is the shipped recipe (LoRA rank 16 with its excluded modules, merging on the way to vLLM, KL loss against the
 adapter-free reference, the family's data settings) with the settings of ``local/cgro_tiny_cpu`` on top: device, dtypes,
@@ -24,8 +24,6 @@ from realad_verl.verl_ext.recipe.compose import compose_recipe
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 RECIPES = {"backbones/qwen2_vl_7b": "qwen2_vl", "backbones/qwen3_vl_8b": "qwen3_vl"}
-# After an update vLLM's log-probs are not the actor's: 0.98 in one run, 0.72 in another. Why is not known.
-DRIFTS = ("backbones/qwen2_vl_7b",)
 # What a backbone recipe says of its own, beside the model's path.
 KEPT = (
     *(f"actor_rollout_ref.model.{key}" for key in ("lora_rank", "lora_alpha", "lora", "target_modules")),
@@ -33,7 +31,7 @@ KEPT = (
     "actor_rollout_ref.actor.use_kl_loss",
     "data.image_patch_size",
 )
-BATCH, N, STEPS, TOLERANCE = 4, 4, 2, 1e-5
+BATCH, N, STEPS, TOLERANCE = 4, 4, 4, 1e-5
 
 
 def scaled_down(recipe: str, folder: Path) -> Path:
@@ -116,7 +114,7 @@ def check_step(run: jobs.Run, step: int, reference: EagerReference, method: Meth
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_steps(train, tmp_path, images, monkeypatch, recipe):
+def test_four_steps(train, tmp_path, images, monkeypatch, recipe):
     model = tmp_path / "model"
     tiny_families.write(RECIPES[recipe], model)
     monkeypatch.setattr(jobs, "RECIPE", str(scaled_down(recipe, tmp_path)))
@@ -142,10 +140,10 @@ def test_two_steps(train, tmp_path, images, monkeypatch, recipe):
     shard = run.folder / "global_step_1" / "actor" / "model_world_size_1_rank_0.pt"
     reference.load_lora_checkpoint(shard, lora.lora_alpha / lora.lora_rank)
     check_step(run, 2, reference, method)
-    correlations = [run.steps()[step]["training/rollout_actor_probs_pearson_corr"] for step in (1, 2)]
+    # Before, and after 1, 2 and 3 updates: vLLM samples from what the actor has become.
+    correlations = [values["training/rollout_actor_probs_pearson_corr"] for _, values in sorted(run.steps().items())]
     print(f"rollout and actor correlate at {correlations}")
-    assert correlations[0] >= 0.999
-    assert correlations[1] >= 0.999 or recipe in DRIFTS
+    assert len(correlations) == STEPS and min(correlations) >= 0.9999
 
 
 def select(config, key: str):

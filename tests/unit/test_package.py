@@ -22,7 +22,8 @@ ALLOWED = {
     "calibration": {"method"},
     "evidence": READING - {"evidence"} | {"calibration"},
     "data": READING,
-    "localize": READING | {"data"},
+    "models": READING,
+    "localize": READING | {"data", "models"},
     "localize_files": {"data", "localize"},
     "tiny": READING | {"data"},
     "evaluate": READING | {"data", "localize"},
@@ -42,7 +43,8 @@ ALLOWED = {
     "verl_ext.train": READING
     | {"data", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "repairs", "run_folder", "settings")},
-    "verl_ext.job": {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "run_folder", "settings")},
+    "verl_ext.job": {"report"}
+    | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "run_folder", "settings")},
     "commands": READING
     | {"calibrate", "calibration", "data", "localize", "localize_files", "tiny", "evaluate", "report", "recipes_dir"}
     | {f"verl_ext.{room}" for room in ("job", "recipe", "repairs", "run_folder", "settings")},

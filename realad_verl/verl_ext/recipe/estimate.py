@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from realad_verl.verl_ext.recipe.problem import Setup
 
-GIB = 1024**3
+GIB, MIB = 1024**3, 1024**2
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 # Dense bf16 peak in TFLOP/s, and the share of it that training and prefill reach in public reports for such models.
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0}
@@ -29,11 +29,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines in four groups. Memory is per GPU of the trainer; the rollout engine shares it where colocated."""
+    """Lines in five groups. Memory is per GPU of the trainer; the rollout engine shares it where colocated."""
 
     processes: list[Line]
     batches: list[Line]
     memory: list[Line]
+    disk: list[Line]
     speed: list[Line]
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Plan:
             group: [
                 {"name": x.name, "value": x.value, "unit": x.unit, "formula": x.formula} for x in getattr(self, group)
             ]
-            for group in ("processes", "batches", "memory", "speed")
+            for group in ("processes", "batches", "memory", "disk", "speed")
         }
 
     def text(self) -> str:
@@ -52,6 +53,7 @@ class Plan:
             ("processes", self.processes),
             ("batches", self.batches),
             ("memory per GPU (estimate)", self.memory),
+            ("disk (estimate)", self.disk),
             ("speed (estimate)", self.speed),
         ):
             parts.append(f"{group}:")
@@ -60,9 +62,9 @@ class Plan:
 
 
 def plan(config: DictConfig) -> Plan:
-    """The plan of a composed recipe. Memory and speed are empty when the model's sizes are not known (a hub id)."""
+    """The plan of a composed recipe; no memory, disk and speed where the model's sizes are not known (a hub id)."""
     setup = Setup(config)
-    return Plan(_processes(setup), _batches(setup), _memory(setup), _speed(setup))
+    return Plan(_processes(setup), _batches(setup), _memory(setup), _disk(setup), _speed(setup))
 
 
 def _processes(s: Setup) -> list[Line]:
@@ -159,6 +161,37 @@ def _rollout(s: Setup) -> list[Line]:
             f"1000 x 2 x {m.layers} layers x {m.kv_heads} KV heads x {m.head_dim} x {size} B / tp {tp}",
         ),
     ]
+
+
+def _disk(s: Setup) -> list[Line]:
+    """What a checkpoint takes, and those that are kept of a run."""
+    m = s.facts
+    if m is None:
+        return []
+    size, copies = DTYPE_BYTES[s.actor.fsdp_config.get("model_dtype", "fp32")], s.n_gpus / s.shards
+    trained, contents = _trained_parameters(s), s.actor.checkpoint.save_contents
+    alone = s.model.lora_rank and s.get("actor_rollout_ref.actor.checkpoint.save_lora_only")
+    saved = trained if alone else m.parameters + (trained if s.model.lora_rank else 0)
+    moments = 2 * trained if "optimizer" in contents else 0
+    merged = m.parameters * 2 if "hf_model" in contents else 0  # verl's own copy, in bf16
+    checkpoint = ((saved + moments) * size * copies + merged) / MIB
+    what = f"({saved:.3g} saved + {moments:.3g} moments) x {size} B x {copies:g} copies"
+    lines = [Line("a checkpoint", checkpoint, "MiB", what + (" + hf_model in bf16" if merged else ""))]
+    if s.config.trainer.save_freq <= 0:
+        return lines + [Line("checkpoints of the run", 0, "MiB", "trainer.save_freq: none is saved")]
+    kept = s.get("trainer.max_actor_ckpt_to_keep")
+    # verl removes the oldest once the new one is written: for a moment there is one more.
+    formula = (
+        f"({kept} kept + 1 being written) x a checkpoint" if kept else "all kept: a checkpoint x steps / save_freq"
+    )
+    most = kept + 1 if kept else _saves(s)
+    return lines + [Line("checkpoints of the run", checkpoint * most, "MiB", formula)] if most else lines
+
+
+def _saves(s: Setup) -> int:
+    """How often a run of a known number of steps saves; 0 where the data decides."""
+    steps = s.get("trainer.total_training_steps", 0)
+    return -(-steps // s.config.trainer.save_freq)
 
 
 def _readout(s: Setup) -> Line:

@@ -9,7 +9,7 @@ from realad_verl.errors import UserError
 from realad_verl.method.config import MethodConfig
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.verl_ext.recipe.compose import compose_recipe
-from realad_verl.verl_ext.recipe.estimate import GIB, plan
+from realad_verl.verl_ext.recipe.estimate import GIB, MIB, plan
 from realad_verl.verl_ext.recipe.model_facts import KNOWN, model_facts
 
 SEVEN_B = KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"]
@@ -68,3 +68,28 @@ def test_unreadable_and_unknown_models(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     with pytest.raises(UserError, match="num_attention_heads"):
         model_facts(str(tmp_path))
+
+
+def disk(recipe: str, overrides=()) -> dict[str, float]:
+    return {line.name: line.value for line in plan(compose_recipe(recipe, overrides)).disk}
+
+
+def test_a_lora_checkpoint_is_the_adapter_and_its_moments():
+    rank, hidden, heads, kv, middle = 16, 3584, 28 * 128, 4 * 128, 18944
+    linears = [(hidden, heads), (hidden, kv), (hidden, kv), (heads, hidden), *[(hidden, middle)] * 2, (middle, hidden)]
+    trained = 28 * sum(rank * (a + b) for a, b in linears)
+    lines = disk("paper/qwen2_5_vl_7b_lora")
+    assert lines["a checkpoint"] == pytest.approx(3 * trained * 4 / MIB)
+    assert lines["checkpoints of the run"] == pytest.approx(4 * lines["a checkpoint"])
+    # Sixteen nodes hold sixteen copies, and each rank saves its own.
+    assert disk("cluster/16x8")["a checkpoint"] == pytest.approx(16 * lines["a checkpoint"])
+
+
+def test_a_whole_checkpoint():
+    assert disk("cluster/full_offload")["a checkpoint"] == pytest.approx(3 * SEVEN_B.parameters * 4 / MIB)
+    merged = ["actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]"]
+    assert disk("cluster/full_offload", merged)["a checkpoint"] == pytest.approx(SEVEN_B.parameters * 6 / MIB)
+    every = ["trainer.max_actor_ckpt_to_keep=null", "trainer.total_training_steps=101"]
+    one = disk("cluster/full_offload")["a checkpoint"]
+    assert disk("cluster/full_offload", every)["checkpoints of the run"] == pytest.approx(3 * one)
+    assert disk("cluster/full_offload", ["trainer.save_freq=-1"])["checkpoints of the run"] == 0
