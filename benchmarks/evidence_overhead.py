@@ -5,8 +5,7 @@ model of Qwen2.5-0.5B's layer shape (fewer layers, small vocabulary, random weig
 The queries are the last R tokens, the columns an image of 15 x 15 and 8 words at the front. Variants:
 
 - plain: the forward alone;
-- readout: the same forward with the read-out on, wanted columns only, from the kernel's log-sum-exp;
-- full: the same with the softmax over full rows, for kernels that give no log-sum-exp;
+- readout: the same forward with the read-out on;
 - eager: attn_implementation "eager" with output_attentions, then the same rows averaged over heads and layers.
 
 Times are CPU seconds, interleaved; a ratio is the median over the rounds of time / plain's time of that round. Memory
@@ -51,7 +50,7 @@ def variant(model: Any, name: str, tokens: int, rows: int) -> Callable[[], list[
     """A call that runs one forward of ``tokens`` tokens and returns the rows [R, C] it read (none for plain)."""
     ids = torch.randint(0, 1024, (1, tokens), generator=torch.Generator().manual_seed(0))
     request = RowRequest(0, 0, tokens, torch.arange(tokens - rows, tokens), torch.arange(COLUMNS))
-    readout = AttentionReadout(model, use_lse=name != "full")
+    readout = AttentionReadout(model)
 
     def plain():
         model.set_attn_implementation("sdpa")
@@ -105,7 +104,7 @@ def main(
     rows: Annotated[list[int], typer.Option(help="Query counts; those below T are run.")] = [256, 1024],  # noqa: B006
     layers: Annotated[int, typer.Option(help="Layers of the model; the ratios hardly depend on it.")] = 2,
     rounds: Annotated[int, typer.Option(help="Timed rounds of all variants.")] = 5,
-    variants: Annotated[list[str], typer.Option(help="Beside plain.")] = ["readout", "full", "eager"],  # noqa: B006
+    variants: Annotated[list[str], typer.Option(help="Beside plain.")] = ["readout", "eager"],  # noqa: B006
     memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:

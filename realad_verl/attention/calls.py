@@ -30,7 +30,6 @@ class KernelCall:
         sink_H: logit of one more key per head that takes probability and has no column (attention sinks).
         cu_seqlens: [S + 1] boundaries of the packed sequences.
         padding_mask_BT: the mask [B, T] by which a padded batch was unpadded into this pack, if it was.
-        lse_BHN: the kernel's log-sum-exp of each row's final logits, if it gives it.
         weights_BHNN: the kernel's own probabilities, if it makes them (eager attention); nothing else is used then.
     """
 
@@ -44,7 +43,6 @@ class KernelCall:
     sink_H: Tensor | None = None
     cu_seqlens: Tensor | None = None
     padding_mask_BT: Tensor | None = None
-    lse_BHN: Tensor | None = None
     weights_BHNN: Tensor | None = None
 
 

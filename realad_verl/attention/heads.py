@@ -44,6 +44,5 @@ def of_heads(call: KernelCall, heads: Sequence[int]) -> KernelCall:
         key_BGND=call.key_BGND[:, keys],
         mask=mask,
         sink_H=None if call.sink_H is None else call.sink_H[some],
-        lse_BHN=None if call.lse_BHN is None else call.lse_BHN[:, some],
         weights_BHNN=None if call.weights_BHNN is None else call.weights_BHNN[:, some],
     )

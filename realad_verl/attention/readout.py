@@ -5,10 +5,11 @@ Beside it, for the wanted queries only, softmax(QK^T * scale) over every key tha
 in fp32 from the kernel's own q and k, and averaged over heads and the chosen layers. Nothing of size heads x tokens x
 tokens is made.
 
-Accuracy, as the largest difference from a float64 softmax of the same q and k (600 tokens, 4 layers, sharpened
-attention, CPU): 2e-6 in fp32. In bf16 and fp16, 2e-6 where full rows are computed and 3e-5 with the kernel's
-log-sum-exp, which is as exact as the kernel. Eager attention is read as the model makes it: in bf16 rounded to 8 bits
-of mantissa. Attention of another forward differs by more than this, since its q and k do.
+Accuracy: within 3e-5 of a float64 softmax of the same q and k, in fp32 and bf16, under autocast, with TF32 on, and
+whatever offset large biases give the logits (tests/unit/attention/test_exact.py). The kernel's own log-sum-exp is not
+used: it would save columns, but at an offset of 1,000 its rounding alone is 6e-5 of each probability. Eager attention
+is read as the model makes it: in bf16 rounded to 8 bits of mantissa. Attention of another forward differs by more than
+this, since its q and k do.
 """
 
 import time
@@ -24,6 +25,7 @@ from realad_verl.attention.calls import KernelCall, active_observer, observed_by
 from realad_verl.attention.heads import Head, heads_by_layer, of_heads
 from realad_verl.attention.layers import chosen_layers, language_attention
 from realad_verl.attention.layout import Placement, RowRequest, additive_mask, place
+from realad_verl.attention.precision import full_precision
 from realad_verl.attention.rows import head_sum
 from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
 from realad_verl.errors import UserError, bad_value
@@ -51,9 +53,7 @@ class AttentionReadout:
         heads: (layer, head) pairs to average instead, of those layers; only they are computed. Excludes ``layers``.
         max_bytes: bound on the memory that computing the rows takes beside the result.
         sites: places beside transformers' own where the model's kernels are called (see `sites`).
-        use_lse: use the kernel's log-sum-exp where it gives one, so that wanted columns alone are computed.
-        fused: compute the rows by the Triton kernels, except for a kernel call that has a mask and gives no
-            log-sum-exp; needs a GPU.
+        fused: compute the rows by the Triton kernels, except for a kernel call that has a mask; needs a GPU.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class AttentionReadout:
         layers: Sequence[int] | None = None,
         max_bytes: int = 64 << 20,
         sites: Sequence[Site] = (),
-        use_lse: bool = True,
         fused: bool = False,
         heads: Sequence[Head] | None = None,
     ) -> None:
@@ -77,7 +76,6 @@ class AttentionReadout:
         self.layers = {index: attention[index] for index in chosen_layers(layers, len(attention))}
         self.max_bytes = max_bytes
         self.sites = (*TRANSFORMERS_SITES, *sites)
-        self.use_lse = use_lse
         self.fused = fused
 
     @contextmanager
@@ -191,8 +189,8 @@ class Reading:
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
         started = time.perf_counter()
-        placements = self._place(call)
-        sums = self._mean(call, placements)
+        with full_precision(call.query_BHND.device.type):
+            sums = self._mean(call, self._place(call))
         self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
         self._seen.add(self._layer)
         self.seconds += time.perf_counter() - started
@@ -248,46 +246,35 @@ class Reading:
         heads = call.query_BHND.shape[1]
         if call.weights_BHNN is not None:
             return call.weights_BHNN[batch][:, rows_R[:, None], columns_C[None, :]].float().sum(0) / heads
-        lse_BHN = call.lse_BHN if self._readout.use_lse else None
-        lse_HR = None if lse_BHN is None else lse_BHN[batch][:, rows_R].float()
-        if self._readout.fused and (call.mask is None or lse_HR is not None):
-            return self._fused_head_sum(call, placement, lse_HR) / heads
-        if lse_HR is None:
-            keys_K = torch.arange(placement.start, placement.stop, device=rows_R.device)
-            key_GKD, wanted_C = call.key_BGND[batch, :, placement.start : placement.stop], columns_C - placement.start
-        else:
-            keys_K, wanted_C, key_GKD = columns_C, None, call.key_BGND[batch][:, columns_C]
+        if self._readout.fused and call.mask is None:
+            return self._fused_head_sum(call, placement) / heads
+        keys_K = torch.arange(placement.start, placement.stop, device=rows_R.device)
         total_RC = head_sum(
             call.query_BHND[batch],
             rows_R,
-            key_GKD,
-            wanted_C,
+            call.key_BGND[batch, :, placement.start : placement.stop],
+            columns_C - placement.start,
             scale=call.scale,
             bias=lambda rows_r: additive_mask(call, batch, rows_r, keys_K),
             softcap=call.softcap,
             sink_H=call.sink_H,
-            lse_HR=lse_HR,
             max_bytes=self._readout.max_bytes,
         )
         return total_RC / heads
 
-    def _fused_head_sum(self, call: KernelCall, placement: Placement, lse_HR: Tensor | None) -> Tensor:
+    def _fused_head_sum(self, call: KernelCall, placement: Placement) -> Tensor:
         """[R, C] sum over heads by the Triton kernels."""
         from realad_verl.attention.triton_kernel import head_sum_triton
 
-        batch, rows_R, columns_C = placement.batch, placement.rows, placement.columns
-        masked = call.mask is not None
         return head_sum_triton(
-            call.query_BHND[batch],
-            rows_R,
-            call.key_BGND[batch],
-            columns_C,
+            call.query_BHND[placement.batch],
+            placement.rows,
+            call.key_BGND[placement.batch],
+            placement.columns,
             scale=call.scale,
             keys=(placement.start, placement.stop),
             causal=call.causal,
             window=call.window,
             softcap=call.softcap,
             sink_H=call.sink_H,
-            bias_XRC=additive_mask(call, batch, rows_R, columns_C) if masked else None,
-            lse_HR=lse_HR,
         )

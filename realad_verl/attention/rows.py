@@ -19,22 +19,20 @@ def head_sum(
     query_HND: Tensor,
     rows_R: Tensor,
     key_GKD: Tensor,
-    columns_C: Tensor | None,
+    columns_C: Tensor,
     *,
     scale: float,
     bias: Callable[[Tensor], Tensor | None],
     softcap: float = 0.0,
     sink_H: Tensor | None = None,
-    lse_HR: Tensor | None = None,
     max_bytes: int = 64 << 20,
 ) -> Tensor:
     """Attention probabilities of the queries at ``rows_R``, summed over heads, in fp32.
 
-    p = softmax over K of ``cap(q k^T * scale) + bias``, of which the wanted columns are kept. With ``lse_HR``, the log
-    of the softmax's denominator, K may be the wanted columns alone: p = exp(logits - lse).
+    p = softmax over K of ``cap(q k^T * scale) + bias``, of which the wanted columns are kept.
 
     Args:
-        columns_C: positions among the K keys that are kept; None keeps all.
+        columns_C: positions among the K keys that are kept.
         bias: gives the additive mask [H or 1, r, K] of some of the rows, None if they see every key.
         max_bytes: bound on what is allocated beside inputs and result; the work is cut into rows and key heads.
     Returns:
@@ -45,8 +43,9 @@ def head_sum(
     heads, _, width = query_HND.shape
     groups, keys = key_GKD.shape[:2]
     share = heads // groups
-    n_columns = keys if columns_C is None else len(columns_C)
-    result_RC = torch.zeros(len(rows_R), n_columns, dtype=torch.float32, device=query_HND.device)
+    result_RC = torch.zeros(len(rows_R), len(columns_C), dtype=torch.float32, device=query_HND.device)
+    if not result_RC.numel():
+        return result_RC
     r, g = chunk_sizes(len(rows_R), groups, share, keys, width, max_bytes, query_HND.device.type)
     for row in range(0, len(rows_R), r):
         rows_r = rows_R[row : row + r]
@@ -61,25 +60,29 @@ def head_sum(
                 bias_XrK if bias_XrK is None or bias_XrK.shape[0] == 1 else bias_XrK[some],
                 softcap,
                 None if sink_H is None else sink_H[some].float().view(-1, 1, 1),
-                None if lse_HR is None else lse_HR[some, row : row + r, None],
             )
             result_RC[row : row + r] += probabilities_hrC.sum(0)
     return result_RC
 
 
-def _probabilities(query_hrD, key_gKD, columns_C, scale, bias_XrK, softcap, sink_h11, lse_hr1) -> Tensor:
+def _probabilities(query_hrD, key_gKD, columns_C, scale, bias_XrK, softcap, sink_h11) -> Tensor:
     """[h, r, C] probabilities of one piece."""
     heads, count, width = query_hrD.shape
     groups, keys = key_gKD.shape[:2]
     query = (query_hrD.float() * scale).view(groups, heads // groups * count, width)
-    logits = torch.bmm(query, key_gKD.float().transpose(1, 2)).view(heads, count, keys)
+    key = key_gKD.float()
+    if not softcap:
+        # The softmax does not see a logit that all keys share, but rounding does: large biases of q and k add hundreds
+        # to every logit, of which fp32 keeps 1e-4. So keys are taken relative to one of them.
+        origin_g1D = key[:, columns_C[:1]]
+        key = key - origin_g1D
+        if sink_h11 is not None:
+            sink_h11 = sink_h11 - torch.bmm(query, origin_g1D.transpose(1, 2)).view(heads, count, 1)
+    logits = torch.bmm(query, key.transpose(1, 2)).view(heads, count, keys)
     if softcap:
         logits.div_(softcap).tanh_().mul_(softcap)
     if bias_XrK is not None:
         logits.add_(bias_XrK)
-    if lse_hr1 is not None:
-        logits.sub_(lse_hr1).exp_()
-        return logits if columns_C is None else logits[..., columns_C]
     top = logits.amax(-1, keepdim=True)
     if sink_h11 is not None:
         top = torch.maximum(top, sink_h11)
@@ -87,7 +90,7 @@ def _probabilities(query_hrD, key_gKD, columns_C, scale, bias_XrK, softcap, sink
     total = logits.sum(-1, keepdim=True)
     if sink_h11 is not None:
         total += torch.exp(sink_h11 - top)
-    return (logits if columns_C is None else logits[..., columns_C]) / total
+    return logits[..., columns_C] / total
 
 
 def chunk_sizes(
@@ -96,11 +99,11 @@ def chunk_sizes(
     """(rows, key heads) done at a time so that their buffers stay within ``max_bytes``.
 
     For one row: logits and kept columns, two of K fp32 for each query head, the query twice, and 4 K of mask-making.
-    For each key head: its keys in fp32.
+    For each key head: its keys in fp32, twice.
     """
     per_row_head = share * (2 * keys + 2 * width) * 4
     per_row = 4 * keys * 4
-    per_group = keys * width * 4
+    per_group = 2 * keys * width * 4
     least = per_row + per_row_head + per_group
     if max_bytes < least:
         raise bad_value(

@@ -21,9 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import modeling_flash_attention_utils
 from transformers.modeling_utils import AttentionInterface
 
@@ -57,8 +55,7 @@ def read_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
         observer = listening_observer()
         if observer is None:
             return original(module, query, key, value, attention_mask, *args, **kwargs)
-        with _LogSumExp() as kernel:
-            output = original(module, query, key, value, attention_mask, *args, **kwargs)
+        output = original(module, query, key, value, attention_mask, *args, **kwargs)
         options = dict(zip(("dropout", "scaling", "is_causal"), args, strict=False)) | kwargs
         causal = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -69,7 +66,6 @@ def read_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
                 scale=_scale(options.get("scaling"), query),
                 mask=attention_mask,
                 causal=bool(causal) and attention_mask is None and query.shape[2] > 1,
-                lse_BHN=kernel.lse,
             )
         )
         return output
@@ -96,8 +92,7 @@ def read_eager(original: Callable[..., Any]) -> Callable[..., Any]:
 def read_flash(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps ``flash_attn_func`` or ``flash_attn_varlen_func``, or anything of their signature.
 
-    The kernel's log-sum-exp is asked for (``return_attn_probs``) where the function offers it; flash-attn computes it
-    in any case. Paged keys and ALiBi are refused.
+    Paged keys and ALiBi are refused.
     """
     signature = inspect.signature(original)
 
@@ -107,19 +102,16 @@ def read_flash(original: Callable[..., Any]) -> Callable[..., Any]:
         if observer is None:
             return original(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
-        wants_lse = "return_attn_probs" in signature.parameters and not bound.arguments.get("return_attn_probs")
-        if wants_lse:
-            bound.arguments["return_attn_probs"] = True
-        result = original(*bound.args, **bound.kwargs)
+        result = original(*args, **kwargs)
         bound.apply_defaults()
         padding_mask_BT, observer.padding_mask_BT = observer.padding_mask_BT, None
-        observer.saw(_flash_call(bound.arguments, result, padding_mask_BT))
-        return result[0] if wants_lse else result
+        observer.saw(_flash_call(bound.arguments, padding_mask_BT))
+        return result
 
     return wrapped
 
 
-def _flash_call(given: dict[str, Any], result: Any, padding_mask_BT: Tensor | None) -> KernelCall:
+def _flash_call(given: dict[str, Any], padding_mask_BT: Tensor | None) -> KernelCall:
     for refused in ("block_table", "alibi_slopes"):
         if given.get(refused) is not None:
             raise UserError(f"attention with {refused} cannot be read")
@@ -127,9 +119,6 @@ def _flash_call(given: dict[str, Any], result: Any, padding_mask_BT: Tensor | No
     cu_seqlens = given.get("cu_seqlens_q")
     packed = cu_seqlens is not None
     sink = given.get("s_aux") if given.get("s_aux") is not None else given.get("learnable_sink")
-    lse = result[1] if isinstance(result, tuple) and sink is None else None
-    if lse is not None and lse.ndim != (2 if packed else 3):
-        lse = None  # older flash-attn pads it per sequence
     window = tuple(-1 if side is None else int(side) for side in given.get("window_size") or (-1, -1))
     return KernelCall(
         query.transpose(0, 1)[None] if packed else query.transpose(1, 2),
@@ -141,38 +130,11 @@ def _flash_call(given: dict[str, Any], result: Any, padding_mask_BT: Tensor | No
         sink_H=sink,
         cu_seqlens=cu_seqlens,
         padding_mask_BT=padding_mask_BT if packed else None,
-        lse_BHN=lse[None] if packed and lse is not None else lse,
     )
 
 
 def _scale(given: float | None, query: Tensor) -> float:
     return query.shape[-1] ** -0.5 if given is None else float(given)
-
-
-class _LogSumExp(TorchDispatchMode):
-    """Keeps the log-sum-exp [B, H, N] that the fused kernel inside ``scaled_dot_product_attention`` returns anyway.
-
-    ``lse`` stays None where the chosen kernel has none (the plain one; the memory-efficient one without gradients).
-    """
-
-    _KERNELS = (
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_efficient_attention",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lse: Tensor | None = None
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.scaled_dot_product_attention.default:  # arrives whole in inference mode
-            with self:
-                return func.decompose(*args, **(kwargs or {}))
-        output = func(*args, **(kwargs or {}))
-        if func._schema.name in self._KERNELS and output[1].numel():
-            self.lse = output[1][..., : args[0].shape[2]]
-        return output
 
 
 def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:

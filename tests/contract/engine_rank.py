@@ -6,13 +6,16 @@ usage: engine_rank.py JOB.json, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PO
 import json
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "attention"))
 
 import numpy as np
 import torch
+from exact_reference import exact_beside, means_over_layers
 from flash_stand_in import install, use_flash
 from PIL import Image
 from tensordict import NonTensorData, NonTensorStack, TensorDict
@@ -55,6 +58,7 @@ def make_samples(model_dir: str, n: int, equal: bool):
         )[0]
         samples.append(
             {
+                "image": np.asarray(image),
                 "prompts": prompt,
                 "responses": responses,
                 "input_ids": input_ids,
@@ -71,7 +75,7 @@ def make_samples(model_dir: str, n: int, equal: bool):
 def make_batch(samples: list[dict], **flags) -> TensorDict:
     """The batch as a worker receives it from TransferQueue."""
     fields = {}
-    for key in samples[0]:
+    for key in samples[0].keys() - {"image"}:
         values = [sample[key] for sample in samples]
         if isinstance(values[0], torch.Tensor):
             fields[key] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
@@ -92,7 +96,7 @@ def build_engine(job: dict):
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    dtypes = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    dtypes = {"param_dtype": job.get("param_dtype", "fp32"), "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     model_config = HFModelConfig(
         path=job["model"],
         use_remove_padding=job.get("packed", False),
@@ -148,8 +152,12 @@ def run(job: dict) -> dict:
         passes.pop("on")
     for name, request in passes.items():
         batch = make_batch(mine, **flags, **({REQUEST_KEY: request} if request else {}))
-        with engine.eval_mode():
+        reads_exactly = exact_beside() if request and job.get("exact") else nullcontext({})
+        with engine.eval_mode(), reads_exactly as exact, rows_kept() as rows:
             output = engine.infer_batch(position_ids.rebuild(batch))["model_output"]
+        if exact:
+            result["rows"] = rows
+            result["exact_rows"] = over_ranks(means_over_layers(exact), engine.ulysses_parallel_group)
         result[name] = {key: list(value.unbind()) for key, value in output.items()}
     if job.get("attention"):
         result |= attention_gradient(engine, mine, flags, job)
@@ -157,6 +165,34 @@ def run(job: dict) -> dict:
         result["weights"] = update(engine, mine, flags, result["on" if job.get("evidence", True) else "off"])
     dist.barrier()
     return result
+
+
+@contextmanager
+def rows_kept():
+    """The rows that the evidence of a pass is made of, one tensor a sample that has any."""
+    from realad_verl.evidence import EvidenceBuilder
+
+    reduce, kept = EvidenceBuilder.reduce, []
+
+    def keeping(builder, plans, rows):
+        kept.extend(rows)
+        return reduce(builder, plans, rows)
+
+    EvidenceBuilder.reduce = keeping
+    try:
+        yield kept
+    finally:
+        EvidenceBuilder.reduce = reduce
+
+
+def over_ranks(rows: list[torch.Tensor], group) -> list[torch.Tensor]:
+    """The rows as means over the ranks that share the heads of a sample."""
+    import torch.distributed as dist
+
+    for row in rows if group is not None else []:
+        dist.all_reduce(row, group=group)
+        row /= dist.get_world_size(group)
+    return rows
 
 
 def update(engine, samples: list[dict], flags: dict, output: dict) -> dict:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from realad_verl.backbones.pieces import token_pieces
+from realad_verl.localize import Localizer
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import compute_evidence
 from realad_verl.tiny import tiny_model_dir
@@ -170,6 +173,70 @@ def test_packed_ulysses_two_ranks(tmp_path):
     # Both ranks hold the whole batch and the same evidence.
     one, two = (torch.stack(result["on"][wire.SUMMARY])[:, :5] for result in results)
     assert torch.equal(one.nan_to_num(-1), two.nan_to_num(-1))
+
+
+BF16 = [
+    {"world": 1},
+    {"world": 1, "packed": True},
+    {"world": 2, "packed": True, "ulysses": 2},
+]
+
+
+@pytest.mark.parametrize("job", BF16, ids=["padded", "packed", "ulysses"])
+def test_bf16_training_reads_the_rows_of_its_own_q_and_k_exactly(tmp_path, job):
+    """verl runs a bf16 model under autocast, which must not reach into the read-out; nor may TF32."""
+    results = run_ranks(tmp_path, param_dtype="bf16", exact=True, **job)
+    check_log_probs_bitwise_equal(results)
+    config, seen = AutoConfig.from_pretrained(tiny_model_dir()), 0
+    for result in results:
+        rows, summaries = iter(zip(result["rows"], result["exact_rows"], strict=True)), result["on"][wire.SUMMARY]
+        for i, (sample, vector) in enumerate(zip(result["samples"], summaries, strict=True)):
+            got = wire.unpack_summary(vector)
+            detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
+            if got.problem == "no_reasoning":
+                continue
+            have, want = next(rows)
+            assert want.dtype == torch.float64 and want.max() > 0.02
+            assert (have - want).abs().max() <= 3e-5
+            n_image, grid = int((sample["input_ids"] == config.image_token_id).sum()), tuple(detail.map_HW.shape)
+            evidence = compute_evidence(want[:, :n_image].float(), want[:, n_image:].sum(1).float(), grid, METHOD)
+            assert got.jaccard == pytest.approx(evidence.jaccard, abs=1e-6)
+            assert torch.equal(detail.tokens[4].bool(), evidence.kept_R)
+            assert torch.allclose(detail.map_HW.flatten(), evidence.anomaly_map_P, atol=3e-5)
+            seen += got.jaccard is not None
+        assert next(rows, None) is None
+    assert seen >= 2
+
+
+def test_localizer_in_bf16_gives_the_map_of_the_bf16_engine(tmp_path):
+    (result,) = run_ranks(tmp_path, param_dtype="bf16")
+    localizer = Localizer.from_pretrained(tiny_model_dir(), dtype=torch.bfloat16)
+    # FSDP rounds the inputs of each block to bf16, of the vision tower's the rotary tables, which are fp32 otherwise.
+    for block in localizer.model.model.visual.blocks:
+        block.register_forward_pre_hook(_inputs_in_bf16, with_kwargs=True)
+    found = []
+    for first in (0, 2):  # the engine's micro-batches, since padding changes the order of sums
+        some = result["samples"][first : first + 2]
+        images = [Image.fromarray(sample["image"]) for sample in some]
+        found += localizer.explain(images, [sample["responses"].tolist() for sample in some])
+    for i, localization in enumerate(found):
+        summary = wire.unpack_summary(result["on"][wire.SUMMARY][i])
+        detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
+        assert (localization.grid_map is None) == (detail.map_HW is None) == (summary.problem == "no_reasoning")
+        assert localization.jaccard == (summary.jaccard and pytest.approx(summary.jaccard, abs=1e-6))
+        if detail.map_HW is not None:
+            assert torch.equal(torch.tensor([token.kept for token in localization.tokens]), detail.tokens[4].bool())
+            assert np.abs(localization.grid_map - detail.map_HW.numpy()).max() <= 1e-6
+    assert sum(localization.jaccard is not None for localization in found) >= 2
+
+
+def _inputs_in_bf16(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def cast(value):
+        if isinstance(value, tuple):
+            return tuple(map(cast, value))
+        return value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return cast(args), {name: cast(value) for name, value in kwargs.items()}
 
 
 def test_update_equals_verls_own_engine(tmp_path):

@@ -64,30 +64,27 @@ def test_reference_window_and_soft_cap(options, hidden):
     assert torch.allclose(flash_reference.flash_attn_func(q, k, v, **options), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("use_lse", [True, False])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_window", "gemma3_text", "gemma2"])
-def test_padded_flash_equals_eager_and_changes_no_logit(kind, side, use_lse):
+def test_padded_flash_equals_eager_and_changes_no_logit(kind, side):
     model = causal_model(kind, "flash_attention_2")
     inputs, requests = padded(LENGTHS, WIDTH, side), requests_for(LENGTHS, WIDTH, side)
-    rows, logits = read(model, requests, inputs, use_lse=use_lse)
+    rows, logits = read(model, requests, inputs)
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, logits)
     assert_rows(rows, requests, eager_attention(model, **inputs))
 
 
-@pytest.mark.parametrize("use_lse", [True, False])
-def test_without_padding_the_fixed_length_kernel_is_met(use_lse):
+def test_without_padding_the_fixed_length_kernel_is_met():
     model = causal_model("gemma2", "flash_attention_2")
     inputs, requests = padded([12, 12], 12), requests_for([12, 12], 12)
-    rows, _ = read(model, requests, inputs, use_lse=use_lse)
+    rows, _ = read(model, requests, inputs)
     assert_rows(rows, requests, eager_attention(model, **inputs))
 
 
-@pytest.mark.parametrize("use_lse", [True, False])
 @pytest.mark.parametrize("given", ["position_ids", "cu_seqlens"])
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3_text", "qwen2_5_vl"])
-def test_packed_flash(kind, given, use_lse):
+def test_packed_flash(kind, given):
     model = vision_model("flash_attention_2") if kind == "qwen2_5_vl" else causal_model(kind, "flash_attention_2")
     ids = padded([12], 12)["input_ids"]
     starts, lengths = [0, 5], [5, 7]
@@ -102,7 +99,7 @@ def test_packed_flash(kind, given, use_lse):
         RowRequest(0, start, length, torch.tensor([4, 2]), torch.tensor([0, 1, 4]))
         for start, length in zip(starts, lengths, strict=True)
     ]
-    rows, _ = read(model, requests, inputs, use_lse=use_lse)
+    rows, _ = read(model, requests, inputs)
     for start, length, request, got in zip(starts, lengths, requests, rows, strict=True):
         alone = eager_attention(model, input_ids=ids[:, start : start + length])
         assert_rows([got], [RowRequest(0, 0, length, request.queries, request.columns)], alone)

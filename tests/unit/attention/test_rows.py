@@ -23,14 +23,14 @@ def causal(rows):
 
 
 def textbook(query, key, *, softcap=0.0, sink=None):
-    """[H, R, N] probabilities and [H, R] log-sum-exp in float64, and one more key's logit if there are sinks."""
+    """[H, R, N] probabilities in float64."""
     logits = query.double()[:, ROWS] @ key.double().repeat_interleave(H // G, 0).transpose(1, 2) * 0.3
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits + causal(ROWS)
     if sink is not None:
         logits = torch.cat([logits, sink.double()[:, None, None].expand(H, len(ROWS), 1)], -1)
-    return logits.softmax(-1)[..., :N], logits.logsumexp(-1)
+    return logits.softmax(-1)[..., :N]
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 30, 4000])
@@ -39,21 +39,29 @@ def textbook(query, key, *, softcap=0.0, sink=None):
 def test_rows_equal_the_textbook(softcap, sinks, max_bytes):
     query, key = tensors()
     sink = torch.linspace(-1, 2, H) if sinks else None
-    want, lse = textbook(query, key, softcap=softcap, sink=sink)
+    want = textbook(query, key, softcap=softcap, sink=sink)
     options = {"scale": 0.3, "softcap": softcap, "max_bytes": max_bytes}
     full = head_sum(query, ROWS, key, COLUMNS, bias=causal, sink_H=sink, **options)
     assert (full - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
-    only = head_sum(
-        query, ROWS, key[:, COLUMNS], None, bias=lambda rows: causal(rows)[..., COLUMNS], lse_HR=lse.float(), **options
-    )
-    assert (only - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
 
 
-def test_bf16_is_computed_in_fp32_of_the_same_q_and_k():
-    query, key = tensors(torch.bfloat16)
-    want, lse = textbook(query, key)
-    got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, bias=causal)
-    assert (got - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("offset", [0, 100, 1000, 10000])
+def test_an_offset_of_all_logits_costs_no_precision(offset, sinks, dtype):
+    """q and k share a direction, as by large biases; each head alone is held to the bound."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, N, D), torch.randn(1, N, D)
+    query[..., 0] = key[..., 0] = (offset / 0.3) ** 0.5
+    query, key = query.to(dtype), key.to(dtype)
+    logits = query.double()[0, ROWS] @ key.double()[0].T * 0.3 + causal(ROWS)[0]
+    sink = torch.tensor([float(offset)]) if sinks else None
+    if sink is not None:
+        logits = torch.cat([logits, sink.double().expand(len(ROWS), 1)], -1)
+    want = logits.softmax(-1)[:, COLUMNS]
+    assert want.max() > 0.1
+    got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, bias=causal, sink_H=sink)
+    assert (got - want).abs().max() <= (1e-3 if sinks and offset == 10000 else 3e-5)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -73,9 +81,8 @@ class LiveBytes(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("columns_only", [False, True])
 @pytest.mark.parametrize("max_bytes", [200_000, 1_000_000])
-def test_memory_stays_within_the_bound(max_bytes, columns_only):
+def test_memory_stays_within_the_bound(max_bytes):
     torch.manual_seed(0)
     query, key, rows = torch.randn(12, 300, 16), torch.randn(4, 300, 16), torch.arange(300)
     keys = torch.arange(300)
@@ -83,10 +90,8 @@ def test_memory_stays_within_the_bound(max_bytes, columns_only):
     def bias(some):
         return torch.zeros(1, len(some), 300).masked_fill(keys > some[:, None], float("-inf"))
 
-    lse = torch.zeros(12, 300) if columns_only else None
-    columns = None if columns_only else torch.arange(100)
     with LiveBytes() as memory:
-        result = head_sum(query, rows, key, columns, scale=1.0, bias=bias, lse_HR=lse, max_bytes=max_bytes)
+        result = head_sum(query, rows, key, torch.arange(100), scale=1.0, bias=bias, max_bytes=max_bytes)
     inputs = sum(x.untyped_storage().nbytes() for x in (query, key))  # views of them are made
     assert max_bytes < 12 * 300 * 300 * 4  # all at once would not fit
     assert max_bytes / 8 < memory.peak <= max_bytes + inputs + result.nbytes
