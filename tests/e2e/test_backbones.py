@@ -52,6 +52,9 @@ def overrides(model: Path) -> list[str]:
         # Large enough that the second step's evidence tells the updated weights from the first ones.
         "actor_rollout_ref.actor.optim.lr=0.01",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model]",
+        # The reference below merges by itself, from the shard alone.
+        "actor_rollout_ref.actor.checkpoint.save_lora_only=false",
+        "trainer.max_actor_ckpt_to_keep=null",
         "realad.log.every=1",
         f"realad.log.samples={BATCH * N}",
         f"trainer.total_training_steps={STEPS}",

@@ -12,11 +12,14 @@ from realad_verl.verl_ext.run_folder.checkpoints import TRACKER, last_complete
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SETTINGS = (*SMALL, "realad.deterministic=true", "trainer.save_freq=1", "trainer.total_training_steps=4")
+SETTINGS += ("trainer.max_actor_ckpt_to_keep=null",)
 SAME = ("critic/score/mean", "reward/total/mean", "critic/advantages/max", "actor/entropy", "actor/grad_norm")
 
 
-def test_a_resumed_run_equals_the_unbroken_one(tmp_path, prepared):
-    """Four steps at once, against two, a break, and two more from the checkpoint."""
+@pytest.mark.parametrize("recipe", ["local/cgro_tiny_cpu", "local/cgro_tiny_cpu_lora"])
+def test_a_resumed_run_equals_the_unbroken_one(tmp_path, prepared, monkeypatch, recipe):
+    """Four steps at once, against two, a break, and two more from the checkpoint: whole, or the adapter alone."""
+    monkeypatch.setattr(jobs, "RECIPE", recipe)
     whole = jobs.train(tmp_path / "whole", prepared, *SETTINGS)
     assert whole.returncode == 0, whole.stderr[-3000:]
 
@@ -34,6 +37,7 @@ def test_a_resumed_run_equals_the_unbroken_one(tmp_path, prepared):
         for key in SAME:
             assert resumed.steps()[step][key] == whole.steps()[step][key], (step, key)
     first, second = weights(whole, 4), weights(resumed, 4)
+    assert all("lora_" in name for name in first) == recipe.endswith("_lora")
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

@@ -17,6 +17,7 @@ from test_backbones import difference
 from test_faults import LIMIT, check_goes_on, start_and_wait
 
 from realad_verl.method.config import MethodConfig
+from realad_verl.verl_ext.job.export import exported_once
 from realad_verl.verl_ext.recipe.compose import compose_recipe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -28,6 +29,7 @@ SETTINGS = (
     # Large enough that one update shows in the evidence, small enough that the model goes on answering.
     "actor_rollout_ref.actor.optim.lr=0.001",
     "trainer.save_freq=1",
+    "trainer.max_actor_ckpt_to_keep=null",
     "realad.log.every=1",
     f"realad.log.samples={PROMPTS * N}",
 )
@@ -72,7 +74,7 @@ def test_four_steps(train, tmp_path, prepared, hybrid):
 
 def check_evidence(folder, step: int, method: MethodConfig) -> None:
     """Every update of a step has the evidence of pi_old, the weights at the step's start, and of no later ones."""
-    old, new = (EagerReference(folder / f"global_step_{n}/actor/huggingface", method) for n in (step - 1, step))
+    old, new = (EagerReference(exported_once(folder / f"global_step_{n}").out, method) for n in (step - 1, step))
     for update in range(UPDATES):
         logged = samples(folder, step, update)
         assert len(logged) == PROMPTS * N and sum(record["jaccard"] is not None for record, _ in logged) >= 4
