@@ -77,12 +77,28 @@ def exported_once(source: Path, on_start: Callable[[Path], None] = lambda out: N
     """
     checkpoint = find_checkpoint(source)
     out = checkpoint.run / "exported" / f"global_step_{checkpoint.step}"
-    if (out / MARK).is_file():
-        if json.loads((out / MARK).read_text())["shards"] == _identity(checkpoint)["shards"]:
-            return Exported(out, checkpoint.step, 0, 0, new=False)
-        shutil.rmtree(out)  # of another run that was in this folder before
+    there = Exported(out, checkpoint.step, 0, 0, new=False)
+    if _is_of(out, checkpoint):
+        return there
     on_start(out)
-    return export(checkpoint.folder, out)
+    try:
+        shutil.rmtree(out, ignore_errors=True)  # of another run that was in this folder before
+        return export(checkpoint.folder, out)
+    except (UserError, OSError) as error:
+        if _is_of(out, checkpoint):  # another process was first, as where an evaluation runs in several parts
+            return there
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{out} can't be written ({error}). Elsewhere: realad export {source} --out DIR."
+            ) from error
+        raise
+
+
+def _is_of(out: Path, checkpoint: Checkpoint) -> bool:
+    """Whether ``out`` was exported from this very checkpoint."""
+    if not (out / MARK).is_file():
+        return False
+    return json.loads((out / MARK).read_text())["shards"] == _identity(checkpoint)["shards"]
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -136,6 +136,14 @@ class EvidenceEngine(FSDPEngineWithLMHead):
             return params, peft_config
         return weights.for_rollout(params, self.rollout_dtype), None
 
+    def get_per_tensor_param_shard(self, **kwargs):
+        if self.model_config.lora_rank > 0:
+            raise UserError(
+                "actor_rollout_ref.rollout.checkpoint_engine.backend = delta_sharded sends a LoRA run's base weights "
+                "without the adapter. Allowed: naive, nccl and the others that send whole weights."
+            )
+        return super().get_per_tensor_param_shard(**kwargs)
+
     def _merged_lora_per_tensor_param(self):
         return weights.merged(self)
 

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from realad_verl.localize import Localizer
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.verl_ext.job import export as module
 from realad_verl.verl_ext.job.export import export
+from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
 from realad_verl.verl_ext.run_folder.checkpoints import mark_complete
 
 MERGER = r".*visual\.(blocks|patch_embed).*"
@@ -105,6 +107,32 @@ def test_merged(tmp_path, trained, truth, lora_only, monkeypatch):
         assert words in card, words
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
     assert (tmp_path / "out" / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize("family", TRAINABLE_FAMILIES)
+def test_families(tmp_path, family):
+    """Names and values are those of PEFT's merge as transformers saves it, from the base's own files."""
+    tiny = tiny_models.build(family)
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.processor.save_pretrained(tmp_path / "base")
+    names = set(weights(tmp_path / "base"))
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", exclude_modules=MERGER)
+    model = get_peft_model(tiny.model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    runs = {}
+    for lora_only in (False, True):
+        runs[lora_only] = checkpoint(tmp_path / f"run_{lora_only}", model, lora_only)
+        (runs[lora_only] / "config.yaml").write_text(f"actor_rollout_ref: {{model: {{path: {tmp_path / 'base'}}}}}")
+        export(runs[lora_only], tmp_path / f"out_{lora_only}")
+    model.merge_and_unload().save_pretrained(tmp_path / "truth")
+    want = weights(tmp_path / "truth")
+    for lora_only in runs:
+        got = weights(tmp_path / f"out_{lora_only}")
+        assert got.keys() == want.keys() == names
+        assert max((got[name] - value).abs().max().item() for name, value in want.items()) <= 1e-6
 
 
 def test_bf16_and_adapter(tmp_path, trained, truth):
