@@ -4,6 +4,8 @@ import json
 
 import typer
 
+from realad_verl.commands import options
+
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": False}
 
 
@@ -12,7 +14,7 @@ def check(
         ..., metavar="RECIPE... [OVERRIDES]", help="Recipes (names or YAML files), then Hydra overrides for all."
     ),
     estimate: bool = typer.Option(False, "--estimate", help="Print the plan: batches, memory and speed (estimates)."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
+    as_json: options.AsJson = False,
 ) -> None:
     """Compose recipes and check them: keys, arithmetic, pairs that do not work, files, and verl's own validation."""
     from realad_verl.errors import UserError

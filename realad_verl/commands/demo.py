@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from realad_verl.commands import options
 from realad_verl.errors import UserError
 
 RECIPE = "local/cgro_tiny_cpu"
@@ -33,7 +34,7 @@ def demo(
     dataset: Annotated[
         str | None, typer.Option(help="Data set with train and test splits.", show_default="procedural images")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Directory that holds --dataset.", show_default=False)] = None,
+    root: Annotated[Path | None, options.root_option()] = None,
 ) -> None:
     """Train the tiny backbone with CGRO on Ray, verl, FSDP2 and vLLM on a CPU, evaluate before and after, compare."""
     if (dataset is None) != (root is None):

@@ -1,25 +1,26 @@
 """``realad doctor``: is this machine ready, and is the plugin alive?"""
 
-import json as jsonlib
+import json
 import sys
-from typing import Annotated
 
 import typer
+
+from realad_verl.commands import options
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+def doctor(as_json: options.AsJson = False) -> None:
     """Print versions against pins, what the plugin registered, devices, Ray; exit 1 if anything is missing."""
     from rich.console import Console
     from rich.table import Table
 
-    from realad_verl.verl_ext.recipe.doctor import as_json, examine
+    from realad_verl.verl_ext.recipe import doctor as parts
 
-    findings = examine()
-    report = as_json(findings)
-    if json:
-        typer.echo(jsonlib.dumps(report, indent=1))
+    findings = parts.examine()
+    report = parts.as_json(findings)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
     else:
         table = Table("part", "state", "detail", title="realad doctor")
         for finding in findings:

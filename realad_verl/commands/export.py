@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from realad_verl.commands import options
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder (its newest whole checkpoint) or RUN/global_step_N.")],
@@ -16,7 +18,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter alone, as a PEFT folder; default: merged.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the model of RUN as a Hugging Face folder: weights with LoRA merged, processor, model card.
 

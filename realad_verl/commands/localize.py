@@ -9,32 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from realad_verl.commands.model_option import HELP, TINY, resolve_model
-from realad_verl.errors import UserError, bad_value
+from realad_verl.commands import options
+from realad_verl.commands.model_option import TINY, resolve_model
+from realad_verl.errors import UserError
 
 
 def localize(
     images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
     out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")] = Path("maps"),
-    model: Annotated[str | None, typer.Option(help=HELP, show_default="the tiny backbone of this package")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = "cpu",
-    batch_size: Annotated[int, typer.Option(help="Images in one forward.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="A setting of the method, as in scoring.select=text; may be repeated.", show_default=False),
-    ] = None,
-    white: Annotated[
-        float | None,
-        typer.Option(
-            help="Images of more than 8 bits: the pixel value that becomes white.",
-            show_default="one for all of them, from a first pass",
-        ),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model's repository holds.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+    model: Annotated[str | None, options.model_option("the tiny backbone of this package")] = None,
+    device: Annotated[str, options.device_option()] = "cpu",
+    batch_size: options.BatchSize = 4,
+    max_new_tokens: options.MaxNewTokens = 256,
+    method: options.Method = None,
+    white: Annotated[float | None, options.white_option("one for all of them, from a first pass")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Decide whether images are anomalous, and where, by a model's own reasoning and attention.
 
@@ -44,10 +34,8 @@ def localize(
     from realad_verl.data.depth import find_depth
     from realad_verl.data.images import deep_extremes
 
-    if batch_size < 1:
-        raise bad_value("--batch-size", batch_size, "a whole number >= 1")
     paths = find_images(images, out)
-    config = _method(method or [])
+    config = options.read_method(method)
     depth = find_depth(paths, deep_extremes, white)
     if depth is not None and white is None:
         typer.echo(f"note: images of more than 8 bits: {depth}. See --white.", err=True)
@@ -118,23 +106,6 @@ def output_names(paths: Iterable[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def _method(settings: list[str]) -> Any:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from realad_verl.method.config import MethodConfig
-
-    for setting in settings:
-        if "=" not in setting:
-            raise bad_value("--method", setting, "KEY=VALUE, as in scoring.select=text")
-    try:
-        nested = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"--method {' '.join(settings)}: {error}") from None
-    return MethodConfig.from_dict(nested)  # type: ignore[arg-type]
 
 
 def _run(localizer: Any, paths: list[Path], out: Path, batch_size: int, depth: Any) -> tuple[list[dict], list[dict]]:

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from realad_verl.commands import options
 from realad_verl.errors import UserError
 
 
 def prepare(
     dataset: Annotated[str | None, typer.Argument(help="Name of the dataset; see --list.", show_default=False)] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Directory that holds the dataset in its original layout.", show_default=False)
-    ] = None,
+    root: Annotated[Path | None, options.root_option()] = None,
     out: Annotated[Path | None, typer.Option(help="Directory to write to.", show_default=False)] = None,
     size: Annotated[int, typer.Option(help="Side of the square images, in pixels (bicubic, aspect not kept).")] = 420,
     split: Annotated[str, typer.Option(help="Take images from this split of the dataset, or from all.")] = "all",
@@ -45,11 +44,9 @@ def prepare(
         ),
     ] = None,
     max_bad_share: Annotated[float, typer.Option(help="Share of unusable images that is not yet an error.")] = 0.01,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the files of an earlier run in --out.")
-    ] = False,
+    overwrite: options.Overwrite = False,
     list_datasets: Annotated[bool, typer.Option("--list", help="List the datasets and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn a dataset's images and image-level labels into training data for veRL. Masks are never read."""
     if list_datasets:
@@ -57,6 +54,7 @@ def prepare(
         return
     if dataset is None or root is None or out is None:
         raise UserError("realad prepare needs DATASET, --root and --out. `realad prepare --list` names the datasets.")
+    from realad_verl.commands.progress import progress
     from realad_verl.data.prepare import PrepareSettings
     from realad_verl.data.prepare import prepare as run
 
@@ -72,7 +70,8 @@ def prepare(
         drop_overlap=drop_overlap,
         white=white,
     )
-    with _progress(dataset) as on_progress:
+    with progress(transient=True) as bars:
+        task = bars.add_task(dataset, total=None)
         result = run(
             dataset,
             root,
@@ -80,34 +79,13 @@ def prepare(
             settings,
             workers=workers if workers is not None else len(os.sched_getaffinity(0)),
             overwrite=overwrite,
-            on_progress=on_progress,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if as_json:
-        print(
-            json.dumps({"out": str(out)} | {key: value for key, value in result.items() if key != "images"}, indent=1)
-        )
+        shown = {key: value for key, value in result.items() if key != "images"}
+        print(json.dumps({"out": str(out)} | shown, indent=1))
     else:
         _print_result(result, out)
-
-
-class _progress:
-    """A progress bar on stderr; entering gives the function that moves it."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._title = title
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        task = self._bar.add_task(self._title, total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
 
 
 def _print_result(result: dict[str, Any], out: Path) -> None:

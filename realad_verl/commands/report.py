@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from realad_verl.commands import options
+
 
 def report(
     runs: Annotated[
@@ -16,7 +18,7 @@ def report(
     max_images: Annotated[
         int, typer.Option(help="Images in the gallery; of more, the worst half and an even choice of the rest.")
     ] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained HTML page about RUNS: figures, curves, gallery, settings. It needs no network."""
     from realad_verl.report.page import build_report

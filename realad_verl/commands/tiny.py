@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from realad_verl.commands import options
 from realad_verl.errors import UserError, bad_value
 from realad_verl.tiny.build import build as build_model
 from realad_verl.tiny.config import TrainConfig
@@ -28,8 +29,8 @@ def build(
     seed: Annotated[int, typer.Option(help="Of the initial weights, the images and the wordings.")] = TrainConfig.seed,
     threads: Annotated[int, typer.Option(help="Threads of the training; one more process draws the images.")] = 2,
     report_images: Annotated[int, typer.Option(help="Held-out images a domain for the report.")] = 256,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Warm-start the tiny backbone by captions on procedural images, measure it and write it with its model card."""
     counts = {"steps": steps, "naming-steps": naming_steps, "joint-steps": joint_steps, "batch": batch}
@@ -67,7 +68,7 @@ def images(
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 168,
     seed: Annotated[int, typer.Option(help="Of the images.")] = 0,
     start: Annotated[int, typer.Option(help="Index of the first image, to cut splits from one sequence.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write procedural images in the plain folder layout that ``realad prepare folder`` reads."""
     from realad_verl.data.procedural import write_folder

@@ -93,42 +93,57 @@ def summarise(
     or with an all-zero one are kept out of the pixel figures, since every pixel would count as normal, and are listed.
     """
     limits = _validation_thresholds(config.threshold_from)
-    good = [r for r in rows if not r.get("error")]
+    good = [row for row in rows if not row.get("error")]
+    counted = _Counted(folder, mask_of, config, on_image)
     categories: dict[str, Any] = {}
-    images: dict[str, dict[str, Any]] = {}
-    unmasked: list[str] = []
-    pooled = Pixels()
-    for category in sorted({r["category"] for r in rows}):
-        chosen = [r for r in good if r["category"] == category]
-        pixels = Pixels()
-        for row in chosen:
-            on_image()
-            images[row["id"]] = {}
-            mask = mask_of(row)
-            if row["gt_label"] and (mask is None or not mask.any()):
-                unmasked.append(row["id"])
-                continue
-            if mask is None:
-                raise ValueError(f"no mask for the normal image {row['id']}")
-            auroc = _count(pixels, row, mask, folder, config)
-            if row["gt_label"]:
-                images[row["id"]] |= {"outline": outline(mask), "pixel_auroc": auroc}
-        pooled.merge(pixels)
+    for category in sorted({row["category"] for row in rows}):
+        chosen = [row for row in good if row["category"] == category]
+        pixels = counted.add(chosen)
         categories[category] = _figures(chosen, pixels, config, _limits_of(limits, category), references)
-    bad = [{"id": r["id"], "error": r["error"]} for r in rows if r.get("error")]
     results = {
         "format": FORMAT,
         "categories": categories,
         "macro_mean": macro_mean(categories),
-        "pooled": _figures(good, pooled, config, _limits_of(limits, None), references),
+        "pooled": _figures(good, counted.pooled, config, _limits_of(limits, None), references),
         "threshold_source": ORACLE if limits is None else f"validation run {config.threshold_from}",
         "predicted_normal": config.predicted_normal,
         "pixel_size": config.pixel_size or "map resized to mask size",
         "fpr_limit": config.fpr_limit,
-        "bad_images": bad,
-        "anomalous_without_mask": unmasked,
+        "bad_images": [{"id": row["id"], "error": row["error"]} for row in rows if row.get("error")],
+        "anomalous_without_mask": counted.unmasked,
     }
-    return results, images
+    return results, counted.images
+
+
+@dataclass
+class _Counted:
+    """Pixels of images as they are counted, a category at a time."""
+
+    folder: Path
+    mask_of: Callable[[dict[str, Any]], np.ndarray | None]
+    config: SummaryConfig
+    on_image: Callable[[], None]
+    pooled: Pixels = field(default_factory=Pixels)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unmasked: list[str] = field(default_factory=list)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> Pixels:
+        """The pixels of ``rows``, added to those of all; what is known by image goes to ``images``."""
+        pixels = Pixels()
+        for row in rows:
+            self.on_image()
+            self.images[row["id"]] = {}
+            mask = self.mask_of(row)
+            if row["gt_label"] and (mask is None or not mask.any()):
+                self.unmasked.append(row["id"])
+                continue
+            if mask is None:
+                raise ValueError(f"no mask for the normal image {row['id']}")
+            auroc = _count(pixels, row, mask, self.folder, self.config)
+            if row["gt_label"]:
+                self.images[row["id"]] |= {"outline": outline(mask), "pixel_auroc": auroc}
+        self.pooled.merge(pixels)
+        return pixels
 
 
 def read_results(run: Path) -> dict[str, Any]:

@@ -106,12 +106,7 @@ def _groups(triples: Sequence[Triple]) -> Iterator[list[int]]:
 def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
     """ReAL and the Jaccard index for responses of one grid, each with at least one token."""
     grid, sizes = triples[0][2], [len(rows_RP) for rows_RP, _, _ in triples]
-    rows_TP = torch.cat([rows_RP.detach() for rows_RP, _, _ in triples]).float()
-    s_t_T = torch.cat([s_t_R.detach() for _, s_t_R, _ in triples]).to(rows_TP.device).float()
-    finite_T, usable_T = check_rows(rows_TP)
-    finite_T, usable_T = finite_T & s_t_T.isfinite(), usable_T & s_t_T.isfinite()
-    if not bool(finite_T.all()):
-        rows_TP, s_t_T = torch.where(finite_T[:, None], rows_TP, 0.0), torch.where(s_t_T.isfinite(), s_t_T, 0.0)
+    rows_TP, s_t_T, finite_T, usable_T = _finite(triples)
     s_i_T = concentration(rows_TP, grid, cfg.scoring)
 
     size_B = torch.tensor(sizes, device=rows_TP.device)
@@ -127,38 +122,44 @@ def _reduce(triples: Sequence[Triple], cfg: MethodConfig) -> list[Evidence]:
     # Constant maps are averaged where there is nothing better: still a map, if a flat one.
     shares_BR = map_shares(weights_BR, torch.where(kept_BR.any(dim=1, keepdim=True), kept_BR, finite_BR))
 
-    clean_B = (finite_BR == token_BR).all(dim=1)
-    n_usable = usable_BR.sum(dim=1).tolist()
+    clean_B, n_usable_B = (finite_BR == token_BR).all(dim=1), usable_BR.sum(dim=1)
     jaccards = _jaccards(rows_TP, size_B, weights_BR, usable_BR, clean_B, cfg)
-    clean, fallback, mapped = clean_B.tolist(), fallback_B.tolist(), finite_BR.any(dim=1).tolist()
-    n_kept = kept_BR.sum(dim=1).tolist()
-
-    s_t_raw, s_i_raw = s_t_T.split(sizes), s_i_T.split(sizes)
-    evidence = []
-    for b, rows_RP in enumerate(rows_TP.split(sizes)):
-        R = sizes[b]
-        problem = _problem(clean[b], n_usable[b], cfg.consistency.t)
-        evidence.append(
-            Evidence(
-                anomaly_map_P=_map(rows_RP, shares_BR[b, :R], grid, cfg) if mapped[b] else None,
-                grid=grid,
-                # tensors of their own: a view would drag the whole batch along wherever it is sent
-                weights_R=weights_BR[b, :R].clone(),
-                s_t_R=s_t_raw[b].clone(),
-                s_i_R=s_i_raw[b].clone(),
-                kept_R=kept_BR[b, :R].clone(),
-                n_reasoning=R,
-                n_kept=n_kept[b],
-                fallback=fallback[b],
-                jaccard=jaccards[b],
-                problem=problem,
-            )
+    clean = zip(clean_B.tolist(), n_usable_B.tolist(), strict=True)
+    problems = [_problem(all_finite, n_usable, cfg.consistency.t) for all_finite, n_usable in clean]
+    n_kept, fallback, mapped = kept_BR.sum(dim=1).tolist(), fallback_B.tolist(), finite_BR.any(dim=1).tolist()
+    rows_B, s_t_B, s_i_B = rows_TP.split(sizes), s_t_T.split(sizes), s_i_T.split(sizes)
+    return [
+        Evidence(
+            anomaly_map_P=_map(rows_B[b], shares_BR[b, :R], grid, cfg) if mapped[b] else None,
+            grid=grid,
+            # tensors of their own: a view would drag the whole batch along wherever it is sent
+            weights_R=weights_BR[b, :R].clone(),
+            s_t_R=s_t_B[b].clone(),
+            s_i_R=s_i_B[b].clone(),
+            kept_R=kept_BR[b, :R].clone(),
+            n_reasoning=R,
+            n_kept=n_kept[b],
+            fallback=fallback[b],
+            jaccard=jaccards[b],
+            problem=problems[b],
         )
-    return evidence
+        for b, R in enumerate(sizes)
+    ]
 
 
 def _map(rows_RP: Tensor, shares_R: Tensor, grid: Grid, cfg: MethodConfig) -> Tensor:
     return smooth_maps(weighted_map(rows_RP, shares_R), grid, cfg.map.smooth)
+
+
+def _finite(triples: Sequence[Triple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [T, P] and S_T [T] of all tokens with zeros for what is not finite; which are finite [T], usable [T]."""
+    rows_TP = torch.cat([rows_RP.detach() for rows_RP, _, _ in triples]).float()
+    s_t_T = torch.cat([s_t_R.detach() for _, s_t_R, _ in triples]).to(rows_TP.device).float()
+    finite_T, usable_T = check_rows(rows_TP)
+    finite_T, usable_T = finite_T & s_t_T.isfinite(), usable_T & s_t_T.isfinite()
+    if not bool(finite_T.all()):
+        rows_TP, s_t_T = torch.where(finite_T[:, None], rows_TP, 0.0), torch.where(s_t_T.isfinite(), s_t_T, 0.0)
+    return rows_TP, s_t_T, finite_T, usable_T
 
 
 def _problem(clean: bool, n_usable: int, t: int) -> str | None:

@@ -1,0 +1,73 @@
+"""Options that several commands share, each declared once, and how their values are read."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from realad_verl.commands.model_option import HELP as MODEL_HELP
+from realad_verl.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from realad_verl.method.config import MethodConfig
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest response, in tokens.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Images a batch.", min=1)]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A setting of the method, such as scoring.select=all; may be repeated.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote to --out.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model folder.")]
+
+
+def model_option(shown: str | bool = True) -> Any:
+    """``--model``; ``shown``: what the help shows as its default."""
+    return typer.Option(help=MODEL_HELP, show_default=shown)
+
+
+def device_option(shown: str | bool = True) -> Any:
+    """``--device``; ``shown``: what the help shows as its default."""
+    return typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default=shown)
+
+
+def white_option(shown: str) -> Any:
+    """``--white``; ``shown``: what the help shows as its default."""
+    return typer.Option(help="Images of more than 8 bits: the pixel value that becomes white.", show_default=shown)
+
+
+def root_option() -> Any:
+    """``--root`` of a data set."""
+    return typer.Option(help="Directory that holds the data set in its original layout.", show_default=False)
+
+
+def read_method(settings: list[str] | None) -> "MethodConfig":
+    """The method's settings from ``--method SECTION.KEY=VALUE``. Raises UserError naming what is wrong."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from realad_verl.method.config import MethodConfig
+
+    for setting in settings or []:
+        if "=" not in setting or "." not in setting.split("=", 1)[0]:
+            allowed = "SECTION.KEY=VALUE, such as scoring.select=all or readout.layers=[-1,-2]"
+            raise bad_value("--method", setting, allowed)
+    try:
+        nested: Any = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"--method {' '.join(settings or [])}: {error}") from None
+    return MethodConfig.from_dict(nested)
+
+
+def read_pixel_size(text: str) -> int | None:
+    """``--pixel-size``: None for "mask", else a number of pixels."""
+    if text == "mask":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise bad_value("pixel_size", text, "'mask', or a size >= 1 in pixels")
