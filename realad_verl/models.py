@@ -33,12 +33,13 @@ def load_model(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = 
         backbone_for(AutoConfig.from_pretrained(model, **options))
         processor = AutoProcessor.from_pretrained(model, **options)
         options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
-        loaded, report = AutoModelForImageTextToText.from_pretrained(model, **options)
+        both: Any = AutoModelForImageTextToText.from_pretrained(model, **options)
     except UserError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
         # no such model there, a package that it needs is missing, or shapes that are not its config's
         raise UserError(f"cannot load a model from '{model}': {error}") from error
+    loaded, report = both
     _require_all(model, report)
     return loaded, processor
 
