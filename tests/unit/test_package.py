@@ -43,7 +43,7 @@ ALLOWED = {
     "verl_ext.train": READING
     | {"data", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "repairs", "run_folder", "settings")},
-    "verl_ext.job": {"report"}
+    "verl_ext.job": {"calibration", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "run_folder", "settings")},
     "commands": READING
     | {"calibrate", "calibration", "data", "localize", "localize_files", "tiny", "evaluate", "report", "recipes_dir"}

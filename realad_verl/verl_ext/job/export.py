@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from realad_verl.calibration import add_to_model
 from realad_verl.errors import UserError, bad_value
 from realad_verl.verl_ext.job.checkpoint import Checkpoint, find_checkpoint
 from realad_verl.verl_ext.job.model_card import write_card
@@ -125,6 +126,9 @@ def _write_model(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     _copy_rest(checkpoint, out, next(t.dtype for t in like.values() if t.is_floating_point()))
+    calibration = checkpoint.setting("realad.method.calibration")
+    if calibration and Path(calibration).expanduser().is_dir():
+        add_to_model(Path(calibration).expanduser(), out)
     write_card(out, checkpoint, state.adapter)
     written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return sum(tensor.numel() for tensor in like.values()), written

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from realad_verl.calibration import IN_MODEL, find_calibration
 from realad_verl.report.page import versions
 from realad_verl.verl_ext.job.checkpoint import Checkpoint
 from realad_verl.verl_ext.job.state import Adapter
@@ -35,7 +36,7 @@ def write_card(out: Path, checkpoint: Checkpoint, adapter: Adapter | None, libra
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]),
         "## Data\n\n" + "\n".join(_data(checkpoint)),
         _section("Settings of the method", checkpoint.setting("realad.method")),
-        _section("Calibration", checkpoint.setting("realad.calibration", "none: the settings above as they are")),
+        "## Calibration\n\n" + _calibration(out, checkpoint),
         _section("Versions of the export", versions()),
     ]
     (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -48,6 +49,15 @@ def _trained(checkpoint: Checkpoint, adapter: Adapter | None) -> str:
     return (
         f"LoRA of rank {adapter.rank}, alpha {adapter.alpha}, on {len(adapter.modules)} layers; excluded: `{excluded}`"
     )
+
+
+def _calibration(out: Path, checkpoint: Checkpoint) -> str:
+    folder = checkpoint.setting("realad.method.calibration")
+    if folder is None:
+        return "None."
+    if find_calibration(out) is None:
+        return f"The run used `{folder}`, which was not there when this model was exported."
+    return f"`{IN_MODEL}/`, which the run used."
 
 
 def _data(checkpoint: Checkpoint) -> list[str]:

@@ -8,6 +8,7 @@ With HSDP the ranks are a grid of copies and pieces; one copy is read. No proces
 # pyright: reportAttributeAccessIssue=false
 
 import json
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def _world_size(actor: Path) -> int:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    # It warns, at each file, of what matters to torch.compile alone.
+    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
     try:
         state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
+from realad_verl.calibration import find_calibration, write_baselines
 from realad_verl.cli import app
 from realad_verl.commands.model_option import resolve_model
 from realad_verl.errors import UserError
 from realad_verl.localize import Localizer
+from realad_verl.method.baseline import Baseline
+from realad_verl.method.config import MethodConfig
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.verl_ext.job import export as module
 from realad_verl.verl_ext.job.export import export
@@ -158,6 +161,22 @@ def test_model_run_is_exported_once(tmp_path, trained, capsys):
     checkpoint(run, trained)  # another run in the same folder
     assert resolve_model(str(run)) == folder and "once" in capsys.readouterr().err
     assert resolve_model("tiny") == str(tiny_model_dir()) and resolve_model("some/hub-id") == "some/hub-id"
+
+
+def test_the_runs_calibration_goes_with_the_model(tmp_path, trained):
+    run = checkpoint(tmp_path / "run", trained)
+    config, folder = run / "config.yaml", tmp_path / "calibration"
+    text = config.read_text().replace("select: both}", f"select: both}}, calibration: {folder}")
+    config.write_text(text)
+    export(run, tmp_path / "without")
+    assert find_calibration(tmp_path / "without") is None
+    assert "was not there" in (tmp_path / "without" / "README.md").read_text()
+    folder.mkdir()
+    baseline = Baseline((2, 2), torch.ones(4), torch.tensor([1]), torch.ones(1, 4))
+    write_baselines(folder, baseline, MethodConfig(), trained.config)
+    (folder / "calibration.yaml").write_text("realad: {method: {scoring: {select: text}}}")
+    export(run, tmp_path / "with")
+    assert find_calibration(tmp_path / "with") == tmp_path / "with" / "calibration"
 
 
 def _shard(run):
