@@ -1,4 +1,4 @@
-"""Tables of what ``attention_loss.py`` measured: means by variant, and differences with intervals over seeds and images.
+"""Tables of what ``attention_loss.py`` measured: means, and differences with intervals over seeds and images.
 
 python benchmarks/attention_loss_report.py out/attention [--pairs r1+a,r1 ...] [--picture out/maps.png]
 """
