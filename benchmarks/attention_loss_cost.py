@@ -3,8 +3,9 @@
     python benchmarks/attention_loss_cost.py [--repeats 5]
 
 A random Qwen2 language model: 4 layers of width 256, 8 heads and 2 key heads, 2 sequences of 600 tokens, 225 of them
-the image's, 200 reasoning. Each with and without gradient checkpointing; "eager" is the same loss out of ``output_attentions``. Kept memory is counted, not measured: the bytes of
-all tensors that autograd saves, each storage once. Time is CPU time of this process, the least of the repeats.
+the image's, 200 reasoning. Each with and without gradient checkpointing; "eager" is the same loss out of
+``output_attentions``. Kept memory is counted, not measured: the bytes of all tensors that autograd saves, each storage
+once. Time is CPU time of this process, the least of the repeats.
 """
 
 import argparse

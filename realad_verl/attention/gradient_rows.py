@@ -13,7 +13,7 @@ S requests of equal numbers of columns, H query heads, G key heads, R rows (the 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from realad_verl.attention.calls import KernelCall, active_observer
 from realad_verl.attention.heads import of_heads
 from realad_verl.attention.layout import Placement, RowRequest, additive_mask
+from realad_verl.attention.precision import full_precision
 from realad_verl.attention.readout import AttentionReadout, Reading
 
 HIDDEN = -1e30  # in place of -inf, whose gradient is NaN where a row sees no column at all
@@ -84,7 +85,7 @@ class GradientReading(Reading):
         if active_observer() is not self or not self._calls:
             return
         started = time.perf_counter()
-        with _exact(call.query_BHND for call, _ in self._calls):
+        with full_precision(self._calls[0][0].query_BHND.device.type):
             while self._calls:
                 self._layers.append(self._layer_rows(*self._calls.pop(0)))  # lets go of the layer's q and k
         self.seconds += time.perf_counter() - started
@@ -98,7 +99,7 @@ class GradientReading(Reading):
         self.require_all_layers()
         if not self._requests:
             return []
-        with _exact(self._layers[0].values()):
+        with full_precision(self._layers[0][0].device.type):
             return [self._log_row(i, request) for i, request in enumerate(self._requests)]
 
     def _log_row(self, i: int, request: RowRequest) -> Tensor:
@@ -139,12 +140,27 @@ def _rows_of(call: KernelCall, placements: list[Placement], columns_SC: Tensor, 
         weights_SHRC = call.weights_BHNN[index].permute(0, 3, 1, 2)
         return _recomputed(_head_sum, weights_SHRC.float().clamp(min=TINY).log(), None)
     query_SHRD = call.query_BHND[batch_S1, :, rows_SR].transpose(1, 2)
-    key_SGCD = call.key_BGND[batch_S1, :, columns_SC].transpose(1, 2)
+    key_SGCD = _relative(call.key_BGND[batch_S1, :, columns_SC].transpose(1, 2), _origin(call, placements, batch_S1))
     with torch.no_grad():
         bias = _bias(call, placements, rows_SR, columns_SC)
         lse_SHR = _denominators(call, placements, rows_SR, max_bytes)
     fixed: dict[str, Any] = {"bias": bias, "scale": call.scale, "softcap": call.softcap, "lse_SHR": lse_SHR}
     return _recomputed(_layer, query_SHRD, key_SGCD, **fixed)
+
+
+def _origin(call: KernelCall, placements: list[Placement], batch_S1: Tensor) -> Tensor | None:
+    """The first key in sight of each request [S, G, 1, D], what its keys are taken relative to (see `rows`).
+
+    A logit that all keys share changes no share and no mass, and no gradient, but costs fp32 its last digits.
+    """
+    if call.softcap:
+        return None
+    first_S1 = torch.tensor([placement.start for placement in placements], device=batch_S1.device)[:, None]
+    return call.key_BGND[batch_S1, :, first_S1].transpose(1, 2).detach().float()
+
+
+def _relative(key: Tensor, origin: Tensor | None) -> Tensor:
+    return key if origin is None else key.float() - origin
 
 
 def _recomputed(function: Callable[..., Tensor], *args: Tensor | None, **kwargs: Any) -> Tensor:
@@ -208,16 +224,15 @@ def _denominators(call: KernelCall, placements: list[Placement], rows_SR: Tensor
 def _denominator(call: KernelCall, batch: int, rows_R: Tensor, key_GKD: Tensor, keys_K: Tensor) -> Tensor:
     """[H, R]"""
     bias = additive_mask(call, batch, rows_R, keys_K)
-    logits_HRK = _logits(call.query_BHND[batch, :, rows_R][None], key_GKD[None], call.scale, call.softcap, bias)[0]
+    query_HRD, origin_G1D = call.query_BHND[batch, :, rows_R], None if call.softcap else key_GKD[:, :1].float()
+    key_GKD = _relative(key_GKD, origin_G1D)
+    logits_HRK = _logits(query_HRD[None], key_GKD[None], call.scale, call.softcap, bias)[0]
     if call.sink_H is not None:
         sink_HR1 = call.sink_H.float()[:, None, None].expand(-1, len(rows_R), 1)
+        if origin_G1D is not None:
+            sink_HR1 = sink_HR1 - _logits(query_HRD[None], origin_G1D[None], call.scale, 0.0, None)[0]
         logits_HRK = torch.cat([logits_HRK, sink_HR1], -1)
     return logits_HRK.logsumexp(-1)
-
-
-def _exact(of: Iterable[Tensor]):
-    """fp32 whatever autocast says, on the device of what comes first; `checkpoint` recomputes under the same."""
-    return torch.autocast(next(iter(of)).device.type, enabled=False)
 
 
 def _sum_over_ranks(log_RC: Tensor, group: dist.ProcessGroup) -> Tensor:

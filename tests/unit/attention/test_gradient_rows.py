@@ -1,5 +1,7 @@
 """Rows with a gradient against autograd through eager attention of the same weights."""
 
+import dataclasses
+
 import pytest
 import torch
 from attention_models import causal_model, padded, with_attention
@@ -144,6 +146,31 @@ def test_autocast_does_not_reach_the_rows():
     want = total[torch.tensor(QUERIES[0])[:, None], COLUMNS]
     assert (rows[0].exp() - want / want.sum(-1, keepdim=True)).abs().max() < 1e-5
     loss_of(rows).backward()
+
+
+def test_a_logit_that_all_keys_share_costs_no_digits():
+    """Large biases of the key projection add hundreds to every logit; shares and gradients stay as they were."""
+    model, inputs, requests = causal_model("qwen2"), padded(LENGTHS, WIDTH), requests_for("left")
+    for offset in (0.0, 300.0):
+        calls: list = []
+        with gradient_reading(AttentionReadout(model), requests) as reading:
+            saw = reading.saw
+
+            def shifted(call, saw=saw, offset=offset, calls=calls):
+                query = call.query_BHND.detach().clone().requires_grad_()
+                calls.append(query)
+                saw(dataclasses.replace(call, query_BHND=query, key_BGND=call.key_BGND.detach() + offset))
+
+            reading.saw = shifted
+            model(**inputs, use_cache=False)
+        rows = reading.log_rows()
+        loss_of(rows).backward()
+        if not offset:
+            want, want_grads = rows, [query.grad for query in calls]
+    for got, plain in zip(rows, want, strict=True):
+        assert torch.allclose(got, plain, atol=2e-4)
+    for query, grad in zip(calls, want_grads, strict=True):
+        assert torch.allclose(query.grad, grad, atol=1e-3)
 
 
 def test_a_layer_that_was_not_seen_is_an_error():
