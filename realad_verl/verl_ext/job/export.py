@@ -63,6 +63,8 @@ def export(
         write = _write_adapter if adapter else _write_model
         parameters, written = write(state, checkpoint, partial, DTYPES.get(dtype or ""), on_file)
         (partial / MARK).write_text(json.dumps(_identity(checkpoint) | {"dtype": dtype}, indent=1))
+        for file in partial.rglob("*.safetensors"):
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes for the owner alone
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -140,8 +142,11 @@ def _copy_rest(checkpoint: Checkpoint, out: Path, dtype: torch.dtype) -> None:
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, out / file.name)
     config = json.loads((out / "config.json").read_text())
-    config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        part.pop("torch_dtype", None)
+        if "dtype" in part:
+            part["dtype"] = config["dtype"]
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if not (out / "generation_config.json").exists():
         from transformers import AutoConfig, GenerationConfig

@@ -71,9 +71,10 @@ def _described(file: Path) -> str:
     if not manifest.is_file():
         return f"- `{file.name}`, no manifest beside it"
     content = json.loads(manifest.read_text(encoding="utf-8"))
-    count = len(content.get("images", []))
-    plain = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
-    return f"- `{file.name}`: {count} images, " + ", ".join(f"{key} {value}" for key, value in plain.items())
+    of_file = content.get("files", {}).get(file.name, {})
+    facts = {"data set": content.get("dataset"), "images": of_file.get("rows"), "sha256": of_file.get("sha256")}
+    facts |= {key: content.get("settings", {}).get(key) for key in ("split", "size", "seed")}
+    return f"- `{file.name}`: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def _section(title: str, value: Any) -> str:

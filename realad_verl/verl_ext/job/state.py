@@ -35,6 +35,9 @@ class Adapter:
                     "merged here."
                 )
             self._names.setdefault(match["module"], {})[match["part"]] = name
+        half = [module for module, parts in self._names.items() if parts.keys() != {"A", "B"}]
+        if half:
+            raise UserError(f"{shards.actor} is torn: it holds one of A and B of {half[0]}.")
         self.rank = shards.shape(self._names[min(self._names)]["A"])[0]
 
     @property

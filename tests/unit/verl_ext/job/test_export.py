@@ -28,6 +28,8 @@ from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
 from realad_verl.verl_ext.run_folder.checkpoints import mark_complete
 
 MERGER = r".*visual\.(blocks|patch_embed).*"
+MANIFEST = {"format": "realad-manifest/1", "dataset": "visa", "settings": {"size": 168}}
+MANIFEST["files"] = {"train.parquet": {"rows": 372, "sha256": "8cd9"}}
 SETTINGS = """
 actor_rollout_ref: {{model: {{path: "{base}", exclude_modules: '{merger}'}}}}
 realad: {{w_fmt: 1.0, w_acc: 1.0, w_cons: 1.0, method: {{scoring: {{select: both}}}}}}
@@ -71,7 +73,7 @@ def checkpoint(run, model, lora_only=False, step=2):
     (actor.parent / "data.pt").write_bytes(b"x")
     data = run / "data"
     data.mkdir(exist_ok=True)
-    (data / "manifest.json").write_text(json.dumps({"format": "realad-manifest/1", "dataset": "visa", "images": [1]}))
+    (data / "manifest.json").write_text(json.dumps(MANIFEST))
     text = SETTINGS.format(base=tiny_model_dir(), merger=MERGER, data=data)
     (run / "config.yaml").write_text(text)
     (run / "latest_checkpointed_iteration.txt").write_text(str(step))
@@ -106,7 +108,14 @@ def test_merged(tmp_path, trained, truth, lora_only, monkeypatch):
     assert (made.step, made.parameters) == (2, sum(value.numel() for value in truth.values()))
     assert Localizer.from_pretrained(tmp_path / "out").model.dtype == torch.float32
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("step | 2", "LoRA of rank 8", "dataset visa", "select: both", "w_cons 1.0", "transformers:"):
+    for words in (
+        "step | 2",
+        "LoRA of rank 8",
+        "data set visa, images 372, sha256 8cd9, size 168",
+        "select: both",
+        "w_cons 1.0",
+        "transformers:",
+    ):
         assert words in card, words
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
     assert (tmp_path / "out" / "generation_config.json").is_file()
@@ -141,6 +150,10 @@ def test_families(tmp_path, family):
 def test_bf16_and_adapter(tmp_path, trained, truth):
     run = checkpoint(tmp_path / "run", trained)
     export(run / "global_step_2" / "actor", tmp_path / "bf16", dtype="bf16")
+    config = json.loads((tmp_path / "bf16" / "config.json").read_text())
+    assert {config["dtype"], config["text_config"]["dtype"]} == {"bfloat16"}
+    files = (tmp_path / "bf16" / name for name in ("model.safetensors", "config.json"))
+    assert len({file.stat().st_mode for file in files}) == 1
     got = weights(tmp_path / "bf16")
     assert all(torch.equal(got[name], value.bfloat16()) for name, value in truth.items())
     export(run, tmp_path / "peft", adapter=True)
@@ -214,6 +227,13 @@ def a_weight_missing(run):
     mark_complete(run, 2)
 
 
+def half_an_adapter(run):
+    state = torch.load(_shard(run))
+    del state[next(name for name in state if "lora_B" in name)]
+    torch.save(state, _shard(run))
+    mark_complete(run, 2)
+
+
 def code(run):
     torch.save({"a": print}, _shard(run))
     mark_complete(run, 2)
@@ -226,6 +246,7 @@ BAD = {
     a_rank_missing: "is torn: .*rank_1",
     foreign: "no FSDP checkpoint of verl",
     a_weight_missing: "1 weights missing",
+    half_an_adapter: "is torn: it holds one of A and B",
     code: "is torn, or no model shard",
 }
 
