@@ -89,3 +89,39 @@ def test_lines_of_the_demo():
     assert len(lines) == 5
     assert lines[0].split()[-4:] == ["50.0", "->", "62.5", "%"]
     assert lines[1].split()[-4:] == ["-", "->", "-", "%"]
+
+
+ROOMS = "attention|backbones|calibrate|calibration|commands|data|evaluate|evidence|localize|localize_files|method"
+ROOMS += "|models|report|tiny|verl_ext|reward_fns"
+FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".html", ".safetensors")
+NAMED = re.compile(rf"`+(?:realad_verl\.)?((?:{ROOMS})(?:\.[A-Za-z_]\w*)+)(?:\(\))?`+")
+SOURCES = sorted(p for folder in ("realad_verl", "reward_fns") for p in (ROOT / folder).rglob("*.py"))
+
+
+def _exists(name: str) -> bool:
+    """Whether a dotted name is a module of ours, or an attribute of one; of a class, what its source names."""
+    full = name if name.startswith("reward_fns") else f"realad_verl.{name}"
+    parts = full.split(".")
+    for cut in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:cut])
+        path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        if path.is_file():
+            source = path.read_text()
+            return all(
+                re.search(rf"^\s*(?:async )?(?:def|class) {n}\b|^{n}\b|^from .* import .*\b{n}\b", source, re.M)
+                for n in parts[cut:]
+            )
+    return False
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_that_are_named_exist(document):
+    text = document.read_text()
+    if document.suffix == ".py":  # docstrings and comments
+        text += " ".join(f"`{n}`" for n in re.findall(r":mod:`realad_verl\.([\w.]+)`", text))
+        package = ".".join(document.relative_to(ROOT / document.relative_to(ROOT).parts[0]).parent.parts)
+        for name in re.findall(r":mod:`\.([\w.]+)`", text):
+            assert _exists(f"{package}.{name}"), f"{document}: .{name}"
+    for name in NAMED.findall(text):
+        of_verl = re.fullmatch(r"data\.\w+", name)  # such as data.train_files, a key of verl's configuration
+        assert of_verl or name.endswith(FILES) or _exists(name), f"{document}: {name}"

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+SEEN_IN = ("verl 0.9.1",)
 FIELD = "position_ids"
 
 
