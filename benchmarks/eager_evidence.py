@@ -5,7 +5,7 @@ imports it in its workers, where it takes the place of the engine's read-out. Ev
 first rows of a job are compared with those that the read-out gives: a variant that computed anything else could not be
 compared.
 
-Letters: B samples, H heads, L tokens of the padded sequence, R wanted queries, C wanted columns.
+Letters: R wanted queries, C wanted columns.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,27 +16,11 @@ import torch
 from torch import Tensor
 from wrapt import register_post_import_hook
 
-from realad_verl.attention.layers import chosen_layers, language_attention, pretrained_model
+from realad_verl.attention.eager_reference import mean_rows
+from realad_verl.attention.layers import language_attention, pretrained_model
 from realad_verl.attention.readout import AttentionReadout, RowRequest
 
 TOLERANCE = 1e-4  # of a row's largest entry; the two kernels differ by some 1e-6
-
-
-def mean_rows(
-    attentions: Sequence[Tensor], requests: Sequence[RowRequest], layers: Sequence[int] | None = None
-) -> list[Tensor]:
-    """``attentions``: one [B, H, L, L] a layer, sequences padded on the right -> one [R, C] a request.
-
-    The mean over heads and ``layers`` (None: all). Only the wanted entries are averaged, which is cheaper than the mean
-    of whole matrices that is often written.
-    """
-    chosen = chosen_layers(layers, len(attentions))
-    rows = []
-    for request in requests:
-        assert request.offset == 0, "packed sequences: eager attention needs padded ones"
-        at = (request.batch_row, slice(None), request.queries[:, None], request.columns)
-        rows.append(torch.stack([attentions[layer][at].float().mean(0) for layer in chosen]).mean(0))
-    return rows
 
 
 class EagerReadout:

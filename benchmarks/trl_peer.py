@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 from _timing import hardware, ratio
-from eager_evidence import assert_same, mean_rows
+from eager_evidence import assert_same
 from PIL import Image
 
+from realad_verl.attention.eager_reference import mean_rows
 from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.procedural import ProceduralDefects

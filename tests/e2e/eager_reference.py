@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from realad_verl.attention.eager_reference import mean_rows
 from realad_verl.backbones import backbone_for
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.prompts import hf_messages
@@ -49,7 +50,6 @@ class EagerReference:
             return self.builder.reduce([plan], [])[0], plan.reasoning
         kind = backbone_for(self.model.config).response_type
         batch = collate([prompt], [response], self.processor.tokenizer.pad_token_id, "right", kind)
-        layers = self.model(**batch, output_attentions=True, use_cache=False).attentions
-        mean_LL = torch.stack(list(layers)).mean(dim=(0, 2))[0]  # over layers and heads
-        rows_RC = mean_LL[plan.request.queries][:, plan.request.columns]
-        return self.builder.reduce([plan], [rows_RC])[0], plan.reasoning
+        attentions = self.model(**batch, output_attentions=True, use_cache=False).attentions
+        rows = mean_rows(attentions, [plan.request])
+        return self.builder.reduce([plan], rows)[0], plan.reasoning
