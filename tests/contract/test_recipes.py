@@ -92,6 +92,11 @@ BROKEN = [
     (PAPER, ["data.max_prompt_length=256"], ["data.max_prompt_length = 256", "takes 225 tokens", "smaller images"]),
     (PAPER, [f"{MODEL}.path=./no_such_model"], ["model.path", "no config.json", "a hub id"]),
     (PAPER, ["trainer.max_actor_ckpt_to_keep=1"], ["max_actor_ckpt_to_keep = 1", "dies while saving", "2 or more"]),
+    (
+        PAPER,
+        [f"{ACTOR}.checkpoint.save_contents=[model,hf_model]"],
+        ["hf_model", "no model loads", "realad export RUN"],
+    ),
     (PAPER, ["data.train_files=no/such.parquet"], ["data.train_files", "no such file", "realad prepare"]),
     (PAPER, ["trainer.v1.trainer_mode=cgro_snyc"], ["trainer_mode = 'cgro_snyc'", "one of cgro_", "Fix: cgro_sync"]),
     (PAPER, ["trainer.use_v1=false"], ["trainer.use_v1", "v1 trainers", "trainer.use_v1=true"]),

@@ -214,6 +214,16 @@ def one_checkpoint_is_none(s: Setup) -> Iterator[Problem]:
         yield Problem(key, 1, "a run that dies while saving would have no whole checkpoint left", "2 or more, or null")
 
 
+def lora_has_no_hf_model(s: Setup) -> Iterator[Problem]:
+    """verl saves it with PEFT's names: transformers finds none of them, and fills the model with random numbers."""
+    key = f"{ACTOR}.checkpoint.save_contents"
+    if s.model.lora_rank > 0 and "hf_model" in s.actor.checkpoint.save_contents:
+        allowed = "of a LoRA run verl writes an hf_model whose weights no model loads"
+        yield Problem(
+            key, list(s.get(key)), allowed, "leave hf_model out: `realad export RUN --out DIR` makes the model"
+        )
+
+
 ARITHMETIC: tuple[Rule, ...] = (
     model_is_readable,
     world_divides,
@@ -229,4 +239,5 @@ ARITHMETIC: tuple[Rule, ...] = (
     data_files_exist,
     outputs_are_shared,
     one_checkpoint_is_none,
+    lora_has_no_hf_model,
 )
