@@ -23,8 +23,10 @@ RESAMPLES = 1000
 LEVEL = 0.95
 # [b, n] of draws that are held at once.
 BATCH_CELLS = 1 << 22
-# Weights [b, n] of the images -> figures by name, each [b].
-Figures = Callable[[np.ndarray], dict[str, np.ndarray]]
+# Parts of a set of images that are no category.
+MACRO, POOLED = "macro mean", "pooled"
+# Weights [b, n] of the images -> figures by name, each [b]. A name is a text, or a part and a text.
+Figures = Callable[[np.ndarray], dict[Any, np.ndarray]]
 
 
 class Interval(NamedTuple):
@@ -120,16 +122,24 @@ def together(parts: Sequence[Figures]) -> Figures:
     return lambda weights_bn: {name: v for part in parts for name, v in part(weights_bn).items()}
 
 
-def over_categories(parts: Mapping[str, tuple[np.ndarray, Figures]]) -> Figures:
-    """The macro mean: each category's figures on its own images (their places among all n), then the mean of those
-    categories in which a figure exists."""
+def on_images(places: np.ndarray, figures: Figures) -> Figures:
+    """``figures`` of the images at ``places`` alone, by weights of all n."""
+    return lambda weights_bn: figures(weights_bn[:, places])
 
-    def of(weights_bn: np.ndarray) -> dict[str, np.ndarray]:
-        found = [figures(weights_bn[:, places]) for places, figures in parts.values()]
-        names = dict.fromkeys(name for figures in found for name in figures)
+
+def over_categories(parts: Mapping[str, Figures], categories: Sequence[str]) -> Figures:
+    """Every part's figures as ``(part, name)``, and as ``(MACRO, name)`` the mean over those of ``categories`` in which
+    the figure exists."""
+
+    def of(weights_bn: np.ndarray) -> dict[Any, np.ndarray]:
+        found = {part: figures(weights_bn) for part, figures in parts.items()}
+        table = {(part, name): values for part, figures in found.items() for name, values in figures.items()}
+        names = dict.fromkeys(name for part in categories for name in found[part])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a figure that no category has
-            return {n: np.nanmean([figures[n] for figures in found if n in figures], axis=0) for n in names}
+            for name in names:
+                table[MACRO, name] = np.nanmean([found[c][name] for c in categories if name in found[c]], axis=0)
+        return table
 
     return of
 
@@ -146,7 +156,7 @@ def difference(second: Figures, first: Figures) -> Figures:
 
 def intervals(
     figures: Figures, strata: np.ndarray, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> dict[str, Interval | None]:
+) -> dict[Any, Interval | None]:
     """An interval a figure, by name.
 
     Args:

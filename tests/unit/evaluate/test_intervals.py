@@ -6,11 +6,13 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from realad_verl.evaluate.intervals import (
+    MACRO,
     ImageCounts,
     PixelCounts,
     difference,
     intervals,
     mean_of,
+    on_images,
     over_categories,
 )
 from realad_verl.evaluate.pixel_metrics import PixelHistogram, pixel_summary, score_keys
@@ -100,16 +102,19 @@ def test_macro_mean_is_taken_over_the_categories_of_each_resample():
     a, b = images(40, 6), images(40, 7)
     normal_only = ImageCounts(np.zeros(10, int), np.linspace(0, 1, 10), np.zeros(10, int))
     parts = {
-        "a": (np.arange(40), a.figures()),
-        "b": (np.arange(40, 80), b.figures()),
-        "normal only": (np.arange(80, 90), normal_only.figures()),
+        "a": on_images(np.arange(40), a.figures()),
+        "b": on_images(np.arange(40, 80), b.figures()),
+        "normal only": on_images(np.arange(80, 90), normal_only.figures()),
     }
-    figures, ones = over_categories(parts), np.ones((1, 90))
-    wanted = [c.figures()(np.ones((1, 40)))["image_auroc"][0] for c in (a, b)]
-    assert figures(ones)["image_auroc"][0] == pytest.approx(np.mean(wanted))
+    figures = over_categories(parts, list(parts))
+    wanted = np.mean([c.figures()(np.ones((1, 40)))["image_auroc"][0] for c in (a, b)])
+    assert figures(np.ones((1, 90)))[MACRO, "image_auroc"][0] == pytest.approx(wanted)
     strata = np.r_[a.label, 2 + b.label, np.full(10, 4)]
-    found = intervals(figures, strata)["image_auroc"]
-    assert found.holds(float(np.mean(wanted))) and found.high - found.low < 0.3
+    found = intervals(figures, strata)
+    macro, single = found[MACRO, "image_auroc"], found["a", "image_auroc"]
+    assert macro.holds(float(wanted))
+    assert macro.high - macro.low < single.high - single.low, "a mean of two is surer than one of them"
+    assert found["normal only", "image_auroc"] is None
 
 
 def test_an_image_alone_in_its_stratum_is_in_every_resample():
