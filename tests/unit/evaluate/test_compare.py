@@ -43,7 +43,7 @@ def test_paired_on_the_same_images(runs):
     assert found.refused is None and found.same_images and found.n_images == 24
     before, after = (v["kept"][MACRO]["image_auroc"] for v in found.values)
     low, high = found.differences[1]["kept"][MACRO]["image_auroc"]
-    assert 0 < low <= after - before <= high
+    assert 0 <= low < after - before < high
     assert found.differences[1]["kept"][POOLED]["pixel_auroc"] is None, "the maps are the same"
     assert found.differences[0] == {}
 
