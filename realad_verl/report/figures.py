@@ -36,8 +36,8 @@ _CURVES = (  # level, curve, title, x label, y label
 
 
 @contextmanager
-def _axes(title: str, size: tuple[float, float] = (3.5, 2.7)) -> Iterator[tuple[Any, list[Markup]]]:
-    """An Axes to draw on and a list that holds the finished SVG afterwards."""
+def _axes(title: str, size: tuple[float, float] = (3.5, 2.7), mark: str = "") -> Iterator[tuple[Any, list[Markup]]]:
+    """An Axes to draw on and a list that holds the finished SVG afterwards; title and ``mark`` together are unique."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -49,30 +49,35 @@ def _axes(title: str, size: tuple[float, float] = (3.5, 2.7)) -> Iterator[tuple[
         yield axes, out
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        out.append(_themed(buffer.getvalue(), title))
+        out.append(_themed(buffer.getvalue(), title, mark))
 
 
-def _themed(svg: str, title: str) -> Markup:
+def _themed(svg: str, title: str, mark: str) -> Markup:
     svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", svg)
     # Ids are unique in one figure only, and the page holds several.
-    mark = re.sub(r"\W+", "-", title.lower())
+    mark = re.sub(r"\W+", "-", f"{title} {mark}".lower())
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{mark}-", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1))
 
 
-def curve_figures(runs: Sequence[Run]) -> list[Markup]:
-    """ROC, PR and PRO curves. One run: its categories thin, pooled bold; several: each run's pooled curve."""
+def curve_figures(runs: Sequence[Run], variant: str | None) -> list[Markup]:
+    """ROC, PR and PRO curves. One run: its categories thin, pooled bold; several: each run's pooled curve.
+
+    ``variant``: "kept" or "zeroed" gives the pixel curves with the maps of images called normal so; None the image's.
+    """
     figures = []
     for level, curve, title, x_label, y_label in _CURVES:
-        lines = _curve_lines(runs, level, curve)
+        if (level == "pixel") != (variant is not None):
+            continue
+        lines = _curve_lines(runs, level if variant is None else f"{level}_{variant}", curve)
         if not lines:
             continue
-        with _axes(title) as (axes, out):
+        with _axes(title, mark=variant or "") as (axes, out):
             for label, points, style in lines:
                 axes.plot(*np.array(points).T, label=label, **style)
             limit = max((run.results or {}).get("fpr_limit", 0) for run in runs) if curve == "pro" else 1.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from realad_verl.errors import UserError
+from realad_verl.evaluate.compare import Evaluated
 from realad_verl.evaluate.store import read_json, read_rows
 from realad_verl.evaluate.summary import read_results
 
@@ -34,6 +35,11 @@ class Run:
     results: dict[str, Any] | None
     steps: list[dict[str, Any]]
     views: list[View]
+
+    def evaluated(self) -> Evaluated:
+        """This run as `compare` takes it."""
+        assert self.results is not None
+        return Evaluated(self.name, self.folder, self.results, self.views[0].rows)
 
 
 def load_run(folder: Path, name: str | None = None) -> Run:

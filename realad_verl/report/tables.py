@@ -1,34 +1,49 @@
-"""Tables of the page: which figures, how they are written, and how a second run differs from the first."""
+"""Tables of the page: which figures, how they are written, how sure they are, and how runs differ from the first."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from realad_verl.evaluate.compare import Comparison
+from realad_verl.evaluate.intervals import MACRO
+from realad_verl.evaluate.metrics import mean
 from realad_verl.report.load import Run
 
-# (group, key, label, explanation, unit): "%" is written x 100, "+" means that higher is better, "-" lower, "" neither.
+
+class Figure(NamedTuple):
+    """A figure of the page: where it stands in results.json, and what it means. ``better``: "+" higher, "-" lower."""
+
+    group: str
+    key: str
+    label: str
+    meaning: str
+    better: str
+
+
 HEADLINE = (
-    ("image", "image_auroc", "Image AUROC", "ranking of pred_score", "+"),
-    ("image", "image_acc", "Image ACC", "the model's own answers", "+"),
-    ("image", "image_f1_max", "Image F1-max", "oracle threshold", "+"),
-    ("image", "image_ap", "Image AP", "average precision", "+"),
-    ("pixel", "pixel_auroc", "Pixel AUROC", "all pixels", "+"),
-    ("pixel", "pixel_aupr", "Pixel AUPR", "average precision", "+"),
-    ("pixel", "pixel_aupro", "AUPRO", "per-region overlap", "+"),
-    ("pixel", "pixel_f1_max", "Pixel F1-max", "oracle threshold", "+"),
-    ("pixel", "pixel_acc", "Pixel ACC", "at the stated threshold", "+"),
-    ("answers", "well_formed", "Well-formed", "answers in the format", "+"),
-    ("answers", "jaccard_anomalous", "J anomalous", "evidence regions, anomalous images", "+"),
-    ("answers", "jaccard_normal", "J normal", "evidence regions, normal images", "-"),
-    ("answers", "contradictions", "Contradictions", "reasoning against answer", "-"),
-    ("text", "rouge_l", "ROUGE-L", "against reference reasoning", "+"),
-    ("text", "sbert", "SBERT", "against reference reasoning", "+"),
+    Figure("image", "image_auroc", "Image AUROC", "how well pred_score ranks anomalous images above normal ones", "+"),
+    Figure("image", "image_acc", "Image ACC", "share of right answers; no answer counts as wrong", "+"),
+    Figure("image", "image_f1_max", "Image F1-max", "F1 of pred_score at its best threshold on this very set", "+"),
+    Figure("image", "image_ap", "Image AP", "average precision of pred_score", "+"),
+    Figure("pixel", "pixel_auroc", "Pixel AUROC", "how well the map ranks pixels, all images' pixels in one pot", "+"),
+    Figure("pixel", "pixel_aupr", "Pixel AP", "average precision of the map over all pixels (AUPR)", "+"),
+    Figure("pixel", "pixel_aupro", "AUPRO", "share of each defect region found, up to the stated false alarms", "+"),
+    Figure("pixel", "pixel_f1_max", "Pixel F1-max", "F1 of the map at its best threshold on this very set", "+"),
+    Figure("pixel", "pixel_acc", "Pixel ACC", "share of pixels decided rightly at the stated threshold", "+"),
+    Figure("answers", "well_formed", "Well-formed", "share of answers in the asked format", "+"),
+    Figure(
+        "answers", "jaccard_anomalous", "J, anomalous", "Jaccard index of the evidence regions, anomalous images", "+"
+    ),
+    Figure("answers", "jaccard_normal", "J, normal", "Jaccard index of the evidence regions, normal images", "-"),
+    Figure("answers", "contradictions", "Contradictions", "share of answers that disagree with their reasoning", "-"),
+    Figure("text", "rouge_l", "ROUGE-L", "overlap with the reference reasoning", "+"),
+    Figure("text", "sbert", "SBERT", "likeness to the reference reasoning", "+"),
 )
-CATEGORY = (
-    *(("image", "image_auroc", "AUROC"), ("image", "image_ap", "AP"), ("image", "image_f1_max", "F1-max")),
-    *(("image", "image_acc", "ACC"), ("pixel", "pixel_auroc", "AUROC"), ("pixel", "pixel_aupr", "AUPR")),
-    *(("pixel", "pixel_aupro", "AUPRO"), ("pixel", "pixel_f1_max", "F1-max"), ("pixel", "pixel_acc", "ACC")),
-    *(("answers", "well_formed", "Form"), ("answers", "contradictions", "Contra.")),
-)
+_CATEGORY = ("image_auroc", "image_ap", "image_f1_max", "image_acc", "pixel_auroc", "pixel_aupr", "pixel_aupro")
+_CATEGORY += ("pixel_f1_max", "pixel_acc", "well_formed", "contradictions")
+CATEGORY = tuple(figure for key in _CATEGORY for figure in HEADLINE if figure.key == key)
+COMPARED = tuple(figure for figure in HEADLINE if figure.key in ("image_auroc", "pixel_auroc", "pixel_aupro"))
 
 
 def percent(value: float | None) -> str:
@@ -36,62 +51,121 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry a figure: its label, and by run the macro mean, the pooled value and the change from the first."""
-    evaluated = [run for run in runs if run.results]
+def interval_text(interval: Sequence[float] | None, sign: bool = False) -> str:
+    """``[61.2, 74.9]``, with signs ``[+1.2, +7.0]``; nothing where there is none."""
+    if interval is None:
+        return ""
+    low, high = (f"{100 * end:{'+' if sign else ''}.1f}".replace("-", "−") for end in interval)
+    return f"[{low}, {high}]"
+
+
+def headline(run: Run, variant: str) -> list[dict[str, Any]]:
+    """One entry a figure of a single run: macro mean with its interval, the pooled value, and what chance gives."""
+    results = run.results or {}
+    intervals = results.get("intervals", {}).get(variant, {}).get(MACRO, {})
+    chance = results["macro_mean"].get("chance", {})
     entries = []
-    for group, key, label, note, better in HEADLINE:
-        values = [_get(run, "macro_mean", group, key) for run in evaluated]
-        if all(v is None for v in values) and group == "text":
+    for figure in HEADLINE:
+        value = _value(results["macro_mean"], figure, variant)
+        if value is None and figure.group == "text":
             continue
-        entry = {"group": group, "label": label, "note": note, "cells": []}
-        present = [v for v in values if v is not None]
-        best = (max(present) if better == "+" else min(present)) if len(present) > 1 and len(set(present)) > 1 else None
-        for run, value in zip(evaluated, values, strict=True):
-            delta = None if value is None or values[0] is None or run is evaluated[0] else value - values[0]
-            good = None if not delta else (delta > 0) == (better == "+")
-            text = "" if delta is None or abs(delta) < 0.0005 else f"{100 * delta:+.1f}".replace("-", "−")
-            pooled = percent(_get(run, "pooled", group, key))
-            cell = {"value": percent(value), "pooled": pooled, "delta": text, "good": good}
-            entry["cells"].append(cell | {"best": best is not None and value == best})
-        entries.append(entry)
+        pooled = _value(results["pooled"], figure, variant)
+        entry = figure._asdict() | {"value": percent(value), "pooled": percent(pooled)}
+        entry["interval"] = interval_text(intervals.get(figure.key))
+        entries.append(entry | {"chance": percent(chance[figure.key]) if chance.get(figure.key) is not None else ""})
     return entries
+
+
+def comparison_headline(runs: Sequence[Run], compared: Comparison, variant: str) -> list[dict[str, Any]]:
+    """One entry a figure, a cell a run on the common images: its value, the difference from the first run with its
+    paired interval, and ``verdict``: "up" or "down" where that interval excludes 0, else "noise".
+
+    Nothing is ``best`` but what is surely better than the first run, or a first run that is surely better than all.
+    """
+    entries = []
+    for figure in HEADLINE:
+        cells = [_cell(compared, k, MACRO, figure, variant) for k in range(len(runs))]
+        if all(cell["value"] == "–" for cell in cells):
+            continue
+        _mark_best(cells)
+        entries.append(figure._asdict() | {"cells": cells})
+    return entries
+
+
+def comparison_rows(runs: Sequence[Run], compared: Comparison, variant: str) -> dict[str, Any]:
+    """Category x run for the three figures that matter most, by the same rules."""
+    names = [name for name in sorted(compared.values[0][variant]) if name not in (MACRO, "pooled")]
+    rows = []
+    for name in [*names, MACRO]:
+        groups = [[_cell(compared, k, name, figure, variant) for k in range(len(runs))] for figure in COMPARED]
+        for cells in groups:
+            _mark_best(cells)
+        rows.append({"name": name, "kind": "total" if name == MACRO else "", "cells": [c for g in groups for c in g]})
+    return {"runs": [run.name for run in runs], "figures": [figure.label for figure in COMPARED], "rows": rows}
+
+
+def _cell(compared: Comparison, k: int, part: str, figure: Figure, variant: str) -> dict[str, Any]:
+    value = compared.values[k][variant].get(part, {}).get(figure.key)
+    cell: dict[str, Any] = {"value": percent(value), "delta": "", "interval": "", "verdict": "", "best": False}
+    first = compared.values[0][variant].get(part, {}).get(figure.key)
+    if k == 0 or value is None or first is None:
+        return cell
+    interval = compared.differences[k][variant].get(part, {}).get(figure.key)
+    cell["delta"] = f"{100 * (value - first):+.1f}".replace("-", "−")
+    cell["interval"] = interval_text(interval, sign=True)
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        cell["verdict"] = "noise" if value != first else ""
+    else:
+        cell["verdict"] = "up" if (interval[0] > 0) == (figure.better == "+") else "down"
+    return cell
+
+
+def _mark_best(cells: Sequence[dict[str, Any]]) -> None:
+    for cell in cells[1:]:
+        cell["best"] = cell["verdict"] == "up"
+    cells[0]["best"] = len(cells) > 1 and all(cell["verdict"] == "down" for cell in cells[1:])
 
 
 def category_rows(run: Run, variant: str) -> list[dict[str, Any]]:
     """Rows of the per-category table; ``variant`` is "kept" or "zeroed" (the maps of predicted-normal images)."""
     results = run.results or {}
+    intervals = results.get("intervals", {}).get(variant, {})
     named = [(name, figures, "") for name, figures in results["categories"].items()]
-    named += [("macro mean", results["macro_mean"], "total"), ("pooled", results["pooled"], "total")]
+    named += [(MACRO, results["macro_mean"], "total"), ("pooled", results["pooled"], "total")]
     rows = []
     for name, figures, kind in named:
         cells = []
-        for group, key, _ in CATEGORY:
-            value = figures.get(f"pixel_{variant}" if group == "pixel" else group, {}).get(key)
-            cells.append({"text": percent(value), "share": value if key != "contradictions" else None})
+        for figure in CATEGORY:
+            value = _value(figures, figure, variant)
+            cell = {"text": percent(value), "sort": value, "share": value if figure.better == "+" else None}
+            cells.append(cell | {"interval": interval_text(intervals.get(name, {}).get(figure.key))})
         image = figures.get("image", {})
-        rows.append({"name": name, "kind": kind, "cells": cells, "images": image.get("n_images")})
-        rows[-1]["anomalous"] = image.get("n_anomalous_images")
+        row = {"name": name, "kind": kind, "cells": cells, "images": image.get("n_images")}
+        rows.append(row | {"anomalous": image.get("n_anomalous_images")})
     return rows
 
 
-def comparison_rows(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Category x run for the three figures that matter most; None for fewer than two evaluations."""
-    evaluated = [run for run in runs if run.results]
-    if len(evaluated) < 2:
-        return None
-    figures = (("image", "image_auroc", "Image AUROC"), ("pixel", "pixel_auroc", "Pixel AUROC"))
-    figures += (("pixel", "pixel_aupro", "AUPRO"),)
-    names = sorted({name for run in evaluated for name in (run.results or {})["categories"]})
+def defect_rows(run: Run) -> list[dict[str, Any]]:
+    """A row a category and defect type: images, share called anomalous, mean score, J and pixel AUROC of an image."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    images = {key: value for view in run.views for key, value in view.images.items()}
+    for row in (row for view in run.views for row in view.rows.values()):
+        name = row.get("defect_type") or ("anomalous" if row["gt_label"] else "normal")
+        groups.setdefault((row.get("category") or "", name, row["gt_label"]), []).append(row)
     rows = []
-    for name in [*names, "macro mean"]:
-        cells = []
-        for group, key, _ in figures:
-            where = [_category(run, name).get(group, {}).get(key) for run in evaluated]
-            top = max((v for v in where if v is not None), default=None)
-            cells += [{"text": percent(v), "best": v is not None and v == top} for v in where]
-        rows.append({"name": name, "kind": "total" if name == "macro mean" else "", "cells": cells})
-    return {"runs": [run.name for run in evaluated], "figures": [f[2] for f in figures], "rows": rows}
+    for (category, name, label), members in sorted(
+        groups.items(), key=lambda item: (item[0][0], item[0][2], item[0][1])
+    ):
+        aurocs = [images[r["id"]]["pixel_auroc"] for r in members if r["id"] in images]
+        shares = (
+            mean([r["pred_label"] == label for r in members]),
+            mean([r["pred_score"] for r in members if r["pred_score"] is not None]),
+            mean([r["jaccard"] for r in members if r.get("jaccard") is not None]),
+            mean([a for a in aurocs if a is not None]),
+        )
+        cells = [{"text": percent(share), "sort": share} for share in shares]
+        rows.append({"category": category, "name": name, "label": label, "images": len(members), "cells": cells})
+    return rows
 
 
 def notes(run: Run) -> list[str]:
@@ -100,11 +174,20 @@ def notes(run: Run) -> list[str]:
     pooled, sizes = results["pooled"], results["pixel_size"]
     sizes = f"map and mask resized to {sizes} x {sizes}" if isinstance(sizes, int) else sizes
     lines = [
-        "Large figures are the macro mean over categories, small ones pool all images. All are percentages.",
+        "Large figures are the macro mean over categories; pooled ones take all images as one category. All are "
+        "percentages.",
         f"Thresholds: {results['threshold_source']}. Image ACC needs none: it is the model's own answers.",
         f"Pixel figures: {sizes}; AUPRO up to a false positive rate of {results['fpr_limit']:g}; the map of an image "
-        f"that the model calls normal is {'kept' if results['predicted_normal'] == 'keep' else 'zeroed'}.",
+        f"that the model calls normal is "
+        f"{'kept' if results['predicted_normal'] == 'keep' else 'zeroed'} unless switched.",
     ]
+    intervals = results.get("intervals")
+    if intervals:
+        lines.insert(
+            1,
+            f"[low, high]: {100 * intervals['level']:g} % intervals, {intervals['method']}, {intervals['resamples']} "
+            "resamples, weights and responses as they are: they do not cover another training run or another sampling.",
+        )
     answers, image = pooled["answers"], pooled["image"]
     if answers["n_without_map"]:
         lines.append(f"Without a map, counted as zeros: {answers['n_without_map']} of {image['n_images']} images.")
@@ -122,10 +205,18 @@ def notes(run: Run) -> list[str]:
     return lines
 
 
-def _get(run: Run, part: str, group: str, key: str) -> float | None:
-    return (run.results or {}).get(part, {}).get(group, {}).get(key)
+def comparison_note(runs: Sequence[Run], compared: Comparison) -> str:
+    """On which images the runs are compared, or why they are not."""
+    if compared.refused is not None:
+        return f"These runs are not compared: {compared.refused}."
+    text = f"Compared on the {compared.n_images} images that all runs have"
+    if compared.same_images:
+        return f"{text}, the same in each."
+    left = ", ".join(f"{count} of {run.name}" for run, count in zip(runs, compared.left_out, strict=True) if count)
+    return f"{text}; left out: {left}. Figures here are of the common images."
 
 
-def _category(run: Run, name: str) -> dict[str, Any]:
-    results = run.results or {}
-    return results["macro_mean"] if name == "macro mean" else results["categories"].get(name, {})
+def _value(figures: Mapping[str, Any], figure: Figure, variant: str) -> float | None:
+    group = f"pixel_{variant}" if figure.group == "pixel" else figure.group
+    value = figures.get(group, {}).get(figure.key)
+    return None if value is None or not np.isfinite(value) else float(value)

@@ -1,39 +1,7 @@
 "use strict";
 (() => {
-  const $ = (selector, root = document) => root.querySelector(selector);
-  const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const make = (tag, className, text) => {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;  // text, never markup: it may come from a model
-    return element;
-  };
-
-  // Theme: system, light, dark. Storage can be refused, on file:// for instance; the choice then lasts as long as the page.
-  const themes = ["system", "light", "dark"];
-  const stored = () => { try { return localStorage.getItem("realad-theme"); } catch { return null; } };
-  const setTheme = (theme) => {
-    if (theme === "system") delete document.documentElement.dataset.theme; else document.documentElement.dataset.theme = theme;
-    $("#theme").textContent = `Theme: ${theme}`;
-    try { localStorage.setItem("realad-theme", theme); } catch { /* see above */ }
-  };
-  setTheme(themes.includes(stored()) ? stored() : "system");
-  $("#theme").addEventListener("click", () => {
-    const now = document.documentElement.dataset.theme || "system";
-    setTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
-  });
-
-  // Per-category figures with the maps of images called normal kept or zeroed.
-  const showVariant = (variant) => {
-    $$("[data-shows]").forEach((table) => { table.hidden = table.dataset.shows !== variant; });
-    $$("[data-variant]").forEach((button) => button.setAttribute("aria-pressed", button.dataset.variant === variant));
-  };
-  $$("[data-variant]").forEach((button) => button.addEventListener("click", () => showVariant(button.dataset.variant)));
-  const first = $("[data-shows]:not([hidden])");
-  if (first) showVariant(first.dataset.shows);
-
-  if (!$("#data")) return;
-  const data = JSON.parse($("#data").textContent);
+  const { $, $$, make, data } = realad;
+  if (!data || !$("#filters")) return;
   const thumbs = $("#thumbs").textContent.split("\n");
   const several = data.views.length > 1;
   const form = $("#filters"), cards = $("#cards");
@@ -82,7 +50,7 @@
   };
   const picture = (item, cell, tag) => {
     const box = make("span", "pic");
-    if (item.size) box.style.setProperty("--aspect", Math.min(2.2, Math.max(0.6, item.size[1] / item.size[0])));
+    if (item.size) box.style.setProperty("--aspect", item.size[1] / item.size[0]);
     if (thumbs[item.index]) {
       const image = make("img");
       image.alt = tag ? "" : `${item.id}`;
@@ -91,18 +59,97 @@
       box.append(image);
     }
     if (cell && cell.map) {
-      const canvas = make("canvas");
+      const called = cell.pred_label === 1 ? "" : " called-normal";
+      const canvas = make("canvas", `heat${called}`);
       canvas.width = cell.map.cols;
       canvas.height = cell.map.rows;
       canvas.map = cell.map;
       paint(canvas, cell.map, form.elements.shared.checked);
-      box.append(canvas);
+      const region = make("canvas", `region${called}`);
+      region.of = { item, cell };
+      box.append(canvas, region);
     }
     if (item.outline.length) box.append(outlineOf(item));
     if (tag) box.append(make("span", "tag", tag));
     if (cell && !cell.map) box.append(make("span", "empty", `no map${cell.problem ? `: ${cell.problem.replaceAll("_", " ")}` : ""}`));
     return box;
   };
+
+  // The region above a threshold of the map, and how much of it and the mask overlap (intersection over union).
+  const LONGEST = 96;  // pixels in which regions are counted and drawn
+  const level = () => (form.elements.level.value / 1000) * peak;
+  const raster = (item, draw) => {
+    const [height, width] = item.size || [1, 1], scale = LONGEST / Math.max(height, width);
+    const canvas = make("canvas");
+    canvas.width = Math.max(1, Math.round(width * scale));
+    canvas.height = Math.max(1, Math.round(height * scale));
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    draw(context, canvas.width, canvas.height);
+    return context.getImageData(0, 0, canvas.width, canvas.height);
+  };
+  const spread = (item, map) => {
+    const small = make("canvas"), levels = bytes(map.data);
+    small.width = map.cols;
+    small.height = map.rows;
+    const pixels = small.getContext("2d").createImageData(map.cols, map.rows);
+    levels.forEach((value, i) => pixels.data.set([value, value, value, 255], 4 * i));
+    small.getContext("2d").putImageData(pixels, 0, 0);
+    return raster(item, (context, w, h) => { context.imageSmoothingQuality = "high"; context.drawImage(small, 0, 0, w, h); });
+  };
+  const filled = (item) => raster(item, (context, w, h) => {
+    const path = new Path2D();
+    for (const shape of item.outline) {
+      for (let i = 0; i < shape.length; i += 2) path[i ? "lineTo" : "moveTo"](shape[i] * w, shape[i + 1] * h);
+      path.closePath();
+    }
+    context.fill(path, "evenodd");
+  });
+  const cut = (region) => {
+    const { item, cell } = region.of, map = cell.map;
+    const values = spread(item, map), mask = item.outline.length ? filled(item) : null;
+    const { width, height } = values, empty = cell.pred_label !== 1 && document.body.dataset.maps === "zeroed";
+    const inside = new Uint8Array(width * height);
+    let both = 0, either = 0;
+    for (let i = 0; i < inside.length; i += 1) {
+      inside[i] = !empty && map.low + (values.data[4 * i] / 255) * (map.high - map.low) >= level() ? 1 : 0;
+      const hit = mask && mask.data[4 * i + 3] > 127 ? 1 : 0;
+      both += inside[i] & hit;
+      either += inside[i] | hit;
+    }
+    region.width = width;
+    region.height = height;
+    const pixels = new ImageData(width, height);
+    for (let y = 0; y < height; y += 1) for (let x = 0; x < width; x += 1) {
+      const i = y * width + x;
+      if (!inside[i]) continue;
+      const edge = x === 0 || y === 0 || x === width - 1 || y === height - 1 || !inside[i - 1] || !inside[i + 1] || !inside[i - width] || !inside[i + width];
+      pixels.data.set([255, 255, 255, edge ? 255 : 60], 4 * i);
+    }
+    region.getContext("2d").putImageData(pixels, 0, 0);
+    cell.overlap = mask ? both / either : null;
+    $$(`[data-overlap="${item.index}-${item.cells.indexOf(cell)}"]`).forEach((chip) => {
+      chip.hidden = cell.overlap === null;
+      chip.textContent = `overlap ${(100 * (cell.overlap || 0)).toFixed(0)}`;
+    });
+  };
+  const cutAll = (root = document) => {
+    const on = form.elements.cut.checked;
+    document.body.classList.toggle("cutting", on);
+    $("#cut-value").textContent = on ? level().toPrecision(3) : "";
+    if (on) $$("canvas.region", root).forEach(cut);
+  };
+  const markCut = () => {
+    const run = data.runs[0], at = run ? run.map[document.body.dataset.maps] : null, mark = $("#cut-mark");
+    mark.hidden = at === null || at === undefined;
+    if (mark.hidden) return;
+    mark.textContent = `${at.toPrecision(3)}: ${run.source}`;
+    mark.onclick = () => {
+      form.elements.level.value = Math.min(1000, (1000 * at) / (peak || 1));
+      form.elements.cut.checked = true;
+      cutAll();
+    };
+  };
+  document.addEventListener("maps", () => { markCut(); cutAll(); });
 
   // Words.
   const number = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toPrecision(digits));
@@ -127,13 +174,17 @@
   const column = (item, cell, name) => {
     const box = make("div", "column");
     if (name) box.append(make("h4", "", name));
-        const line = make("div", "verdict");
+    const line = make("div", "verdict");
     const right = cell.pred_label === item.gt;
     line.append(make("strong", "", cell.answer === null ? "no answer" : cell.answer));
     line.append(make("span", `chip ${right ? "right" : "wrong"}`, right ? "right" : cell.answer === null ? "counts as wrong" : item.gt ? "missed" : "false alarm"));
     if (cell.pred_score !== null) line.append(make("span", "chip", `score ${number(cell.pred_score, 2)}`));
     if (cell.jaccard !== null && cell.jaccard !== undefined) line.append(make("span", "chip", `J ${number(cell.jaccard, 2)}`));
     if (cell.pixel_auroc !== null && cell.pixel_auroc !== undefined) line.append(make("span", "chip", `pixel AUROC ${(100 * cell.pixel_auroc).toFixed(0)}`));
+    const overlap = make("span", "chip overlap");
+    overlap.dataset.overlap = `${item.index}-${item.cells.indexOf(cell)}`;
+    overlap.hidden = true;
+    line.append(overlap);
     if (!cell.well_formed) line.append(make("span", "chip warn", "not well-formed"));
     if (cell.contradiction) line.append(make("span", "chip warn", "contradicts its reasoning"));
     if (cell.fallback) line.append(make("span", "chip", "fallback tokens"));
@@ -179,7 +230,9 @@
     const batch = document.createDocumentFragment();
     shown.slice(drawn, drawn + PAGE).forEach((item) => batch.append(render(item, false)));
     drawn = Math.min(drawn + PAGE, shown.length);
+    const before = cards.children.length;
     cards.append(batch);
+    if (form.elements.cut.checked) [...cards.children].slice(before).forEach((card) => cutAll(card));
   };
   const apply = () => {
     const f = Object.fromEntries(["category", "defect", "verdict", "order", "text"].map((k) => [k, form.elements[k].value]));
@@ -207,7 +260,8 @@
   form.addEventListener("input", (event) => {
     const name = event.target.name;
     if (name === "opacity" || name === "outline") overlay();
-    else if (name === "shared") $$("canvas").forEach((canvas) => paint(canvas, canvas.map, event.target.checked));
+    else if (name === "cut" || name === "level") { if (name === "level") form.elements.cut.checked = true; cutAll(); }
+    else if (name === "shared") $$("canvas.heat").forEach((canvas) => paint(canvas, canvas.map, event.target.checked));
     else apply();
   });
   new IntersectionObserver((entries) => {
@@ -222,6 +276,7 @@
     $("#zoom-body").replaceChildren(render(item, true));
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
+    if (form.elements.cut.checked) cutAll(dialog);
   };
   const step = (by) => { const next = shown[shown.indexOf(current) + by]; if (next) open(next); };
   dialog.addEventListener("click", (event) => {
@@ -257,6 +312,7 @@
   document.addEventListener("pointerdown", point);
   addEventListener("scroll", hide, { passive: true, capture: true });
 
+  markCut();
   overlay();
   apply();
 })();
