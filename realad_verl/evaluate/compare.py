@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from realad_verl.evaluate.counts import Measured, PixelRecord, nested
-from realad_verl.evaluate.intervals import POOLED, difference, intervals
+from realad_verl.evaluate.counts import Measured, PixelRecord, nested, thresholds_of
+from realad_verl.evaluate.intervals import difference, intervals
 
 VARIANTS = ("kept", "zeroed")
 # Settings of the summary that two runs must share before their pixel figures mean the same.
@@ -49,16 +49,7 @@ class Comparison:
 
 def measured_of(run: Evaluated, ids: Sequence[str], pixels: PixelRecord) -> Measured:
     """The run on the images ``ids``, thresholds as its results.json states them."""
-    parts = dict(run.results["categories"]) | {POOLED: run.results["pooled"]}
-    limits = {
-        part: {
-            "image": figures["image"]["image_acc_threshold"],
-            "pixel_kept": figures["pixel_kept"]["pixel_acc_threshold"],
-            "pixel_zeroed": figures["pixel_zeroed"]["pixel_acc_threshold"],
-        }
-        for part, figures in parts.items()
-    }
-    return Measured([run.rows[i] for i in ids], pixels, limits, run.results["fpr_limit"])
+    return Measured([run.rows[i] for i in ids], pixels, thresholds_of(run.results), run.results["fpr_limit"])
 
 
 def compare(runs: Sequence[Evaluated], *, resamples: int = 1000, seed: int = 0) -> Comparison:

@@ -119,15 +119,15 @@ class Measured:
 
     def _of(self, places: np.ndarray, part: str, zeroed: bool) -> Figures:
         rows = [self.rows[i] for i in places]
-        limits = self.limits[part]
+        limits = self.limits.get(part, {})
         scores = [UNDECIDED if r["pred_score"] is None else r["pred_score"] for r in rows]
         answers = [-1 if r["pred_label"] is None else r["pred_label"] for r in rows]
         label = np.array([r["gt_label"] for r in rows])
-        parts = [ImageCounts(label, np.array(scores, float), np.array(answers), limits["image"]).figures()]
+        parts = [ImageCounts(label, np.array(scores, float), np.array(answers), limits.get("image")).figures()]
         parts += [mean_of(values, name) for name, values in _answers(rows).items()]
         counted = np.array([i for i, r in enumerate(rows) if r["id"] in self.pixels.keys], int)
         if len(counted):
-            limit = limits["pixel_zeroed" if zeroed else "pixel_kept"]
+            limit = limits.get("pixel_zeroed" if zeroed else "pixel_kept")
             pixels = self._pixels([rows[i] for i in counted], limit, zeroed)
             parts.append(on_images(counted, pixels.figures()))
         return on_images(places, together(parts))
@@ -143,6 +143,18 @@ class Measured:
         at = None if limit is None else int((bins >= score_keys(np.array([limit]), DROPPED)[0]).sum())
         regions = np.array([self.pixels.regions[r["id"]] for r in rows])
         return PixelCounts(counts, regions, at, self.fpr_limit)
+
+
+def thresholds_of(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """``Measured.limits`` of a run: the thresholds at which its results.json takes accuracies."""
+    return {
+        part: {
+            "image": figures["image"]["image_acc_threshold"],
+            "pixel_kept": figures["pixel_kept"]["pixel_acc_threshold"],
+            "pixel_zeroed": figures["pixel_zeroed"]["pixel_acc_threshold"],
+        }
+        for part, figures in (results["categories"] | {POOLED: results["pooled"]}).items()
+    }
 
 
 def _answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -45,6 +45,28 @@ def image_summary(
     return summary
 
 
+CHANCE = ("image_auroc", "image_ap", "image_f1_max", "image_acc", "pixel_auroc", "pixel_aupr", "pixel_aupro")
+CHANCE += ("pixel_f1_max", "pixel_acc")
+
+
+def chance_levels(image: dict[str, Any], pixel: dict[str, Any], fpr_limit: float) -> dict[str, float | None]:
+    """What each figure is without looking: of a ranking at random, and of the better constant answer.
+
+    ``image`` and ``pixel`` are summaries that give the counts. F1-max is that of calling everything anomalous ("all
+    yes"), accuracy that of the more frequent class; AUPRO that of a map at random, half the limit.
+    """
+    levels: dict[str, float | None] = dict.fromkeys(CHANCE)
+    pixels = pixel["n_normal_pixels"] + pixel["n_anomalous_pixels"]
+    sets = (("image", "ap", image["n_images"], image["n_anomalous_images"]),)
+    for level, ap, total, anomalous in (*sets, ("pixel", "aupr", pixels, pixel["n_anomalous_pixels"])):
+        if 0 < anomalous < total:
+            share = anomalous / total
+            levels |= {f"{level}_auroc": 0.5, f"{level}_{ap}": share, f"{level}_f1_max": 2 * share / (1 + share)}
+            levels[f"{level}_acc"] = max(share, 1 - share)
+    levels["pixel_aupro"] = None if levels["pixel_auroc"] is None else fpr_limit / 2
+    return levels
+
+
 def f1_max(y: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """Largest F1 over all thresholds (predicted anomalous = score >= threshold) and the threshold that gives it."""
     from sklearn.metrics import precision_recall_curve

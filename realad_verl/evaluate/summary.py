@@ -14,20 +14,22 @@ import numpy as np
 import torch
 
 from realad_verl.errors import UserError, bad_value
-from realad_verl.evaluate.metrics import answer_summary, image_curves, image_summary, mean
+from realad_verl.evaluate.counts import Measured, PixelRecord, interval_table, thresholds_of
+from realad_verl.evaluate.metrics import CHANCE, answer_summary, chance_levels, image_curves, image_summary, mean
 from realad_verl.evaluate.pixel_metrics import FPR_LIMIT, PixelHistogram, pixel_summary
 from realad_verl.evaluate.records import load_map
 from realad_verl.evaluate.store import read_json
 from realad_verl.evaluate.text_metrics import text_summary
 from realad_verl.method.anomaly_map import resize_map
 
-FORMAT = "realad-results/1"  # of results.json; a change of its keys raises the number
+FORMAT = "realad-results/2"  # of results.json; a change of its keys raises the number
 ORACLE = "oracle: F1-max on this very set"
 FIGURES = {  # group -> the figures of it that are averaged over categories
     "image": ("image_auroc", "image_ap", "image_f1_max", "image_acc", "image_acc_at_threshold"),
     "pixel": ("pixel_auroc", "pixel_aupr", "pixel_aupro", "pixel_f1_max", "pixel_acc"),
     "answers": ("well_formed", "fallback", "jaccard_normal", "jaccard_anomalous", "contradictions"),
     "text": ("rouge_l", "sbert"),
+    "chance": CHANCE,
 }
 
 
@@ -112,6 +114,9 @@ def summarise(
         "bad_images": [{"id": row["id"], "error": row["error"]} for row in rows if row.get("error")],
         "anomalous_without_mask": counted.unmasked,
     }
+    counted.record.save(folder)
+    measured = Measured(good, counted.record, thresholds_of(results), config.fpr_limit)
+    results["intervals"] = interval_table(measured) if good else None
     return results, counted.images
 
 
@@ -124,11 +129,12 @@ class _Counted:
     config: SummaryConfig
     on_image: Callable[[], None]
     pooled: Pixels = field(default_factory=Pixels)
+    record: PixelRecord = field(default_factory=PixelRecord)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     unmasked: list[str] = field(default_factory=list)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> Pixels:
-        """The pixels of ``rows``, added to those of all; what is known by image goes to ``images``."""
+        """The pixels of ``rows``, added to those of all; what is known by image goes to ``images`` and ``record``."""
         pixels = Pixels()
         for row in rows:
             self.on_image()
@@ -139,7 +145,9 @@ class _Counted:
                 continue
             if mask is None:
                 raise ValueError(f"no mask for the normal image {row['id']}")
-            auroc = _count(pixels, row, mask, self.folder, self.config)
+            one, auroc = _count(row, mask, self.folder, self.config)
+            (pixels.shown if row["pred_label"] == 1 else pixels.hidden).merge(one)
+            self.record.add(row["id"], one)
             if row["gt_label"]:
                 self.images[row["id"]] |= {"outline": outline(mask), "pixel_auroc": auroc}
         self.pooled.merge(pixels)
@@ -185,7 +193,10 @@ def outline(gt_mask: np.ndarray) -> list[list[float]]:
     return shapes
 
 
-def _count(pixels: Pixels, row: dict[str, Any], mask: np.ndarray, folder: Path, config: SummaryConfig) -> float | None:
+def _count(
+    row: dict[str, Any], mask: np.ndarray, folder: Path, config: SummaryConfig
+) -> tuple[PixelHistogram, float | None]:
+    """The pixels of one image, and its own pixel AUROC."""
     if config.pixel_size is not None:
         size = (config.pixel_size, config.pixel_size)
         mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
@@ -195,7 +206,8 @@ def _count(pixels: Pixels, row: dict[str, Any], mask: np.ndarray, folder: Path, 
         grid_map = load_map(folder / row["map"], row["map_scale"])
         grid = (grid_map.shape[0], grid_map.shape[1])
         anomaly_map = resize_map(torch.from_numpy(grid_map).ravel(), grid, (mask.shape[0], mask.shape[1])).numpy()
-    return (pixels.shown if row["pred_label"] == 1 else pixels.hidden).add(anomaly_map, mask)
+    one = PixelHistogram()
+    return one, one.add(anomaly_map, mask)
 
 
 def _figures(
@@ -215,11 +227,12 @@ def _figures(
         figures[name] = pixel_summary(histogram, threshold=limits[name], fpr_limit=config.fpr_limit)
         curve = histogram.curve()
         curves[name] = curve.points(config.fpr_limit) if curve.defined else {}
+    figures["chance"] = chance_levels(figures["image"], figures["pixel_kept"], config.fpr_limit)
     chosen = "pixel_kept" if config.predicted_normal == "keep" else "pixel_zeroed"
     figures |= {"pixel": figures[chosen], "answers": answer_summary(rows)}
     if references is not None:
         figures["text"] = text_summary(rows, references)
-    return figures | {"curves": {"image": curves["image"], "pixel": curves[chosen]}}
+    return figures | {"curves": curves}
 
 
 def _validation_thresholds(run: Path | None) -> dict[str, Any] | None:

@@ -156,7 +156,7 @@ def defect_rows(run: Run) -> list[dict[str, Any]]:
     for (category, name, label), members in sorted(
         groups.items(), key=lambda item: (item[0][0], item[0][2], item[0][1])
     ):
-        aurocs = [images[r["id"]]["pixel_auroc"] for r in members if r["id"] in images]
+        aurocs = [images.get(r["id"], {}).get("pixel_auroc") for r in members]
         shares = (
             mean([r["pred_label"] == label for r in members]),
             mean([r["pred_score"] for r in members if r["pred_score"] is not None]),

@@ -10,7 +10,7 @@ from rich.table import Table
 from realad_verl.data.account import account_lines
 from realad_verl.data.depth import Depth
 from realad_verl.evaluate.ground_truth import ground_truth_lines
-from realad_verl.report.tables import CATEGORY, percent
+from realad_verl.report.tables import CATEGORY, Figure, interval_text, percent
 
 TABLES = (("Image and answers, %", ("image", "answers")), ("Pixel, %", ("pixel",)))
 
@@ -19,18 +19,25 @@ def print_results(results: dict[str, Any], out: Path) -> None:
     """Figures by category, their mean, all images pooled; then what could not be used."""
     console = Console()
     named = [*results["categories"].items(), ("macro mean", results["macro_mean"]), ("pooled", results["pooled"])]
+    chosen = "kept" if results["predicted_normal"] == "keep" else "zeroed"
+    intervals = (results["intervals"] or {}).get(chosen, {})
     for title, groups in TABLES:
-        columns = [column for column in CATEGORY if column[0] in groups]
-        table = Table("category", *(label for _, _, label in columns), title=title, title_justify="left")
+        columns = [figure for figure in CATEGORY if figure.group in groups]
+        table = Table("category", *(figure.label for figure in columns), title=title, title_justify="left")
         for column in table.columns[1:]:
             column.justify = "right"
         for name, figures in named:
             if name == "macro mean":
                 table.add_section()
-            table.add_row(escape(name), *(percent(figures.get(group, {}).get(key)) for group, key, _ in columns))
+            table.add_row(escape(name), *(_with_ends(figures, f, intervals.get(name, {})) for f in columns))
         console.print(table)
     for line in _remarks(results, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _with_ends(figures: dict[str, Any], figure: Figure, intervals: dict[str, Any]) -> str:
+    value, ends = percent(figures.get(figure.group, {}).get(figure.key)), interval_text(intervals.get(figure.key))
+    return f"{value}\n{ends}" if ends else value
 
 
 def _remarks(results: dict[str, Any], out: Path) -> list[str]:

@@ -11,12 +11,13 @@ from conftest import HOSTILE
 from PIL import Image
 
 from realad_verl.errors import UserError
+from realad_verl.evaluate.compare import compare
 from realad_verl.evaluate.store import write_json
 from realad_verl.report.gallery import badness, gallery, small_map
 from realad_verl.report.load import load_run, load_runs, read_steps, shown_settings
 from realad_verl.report.overlay import overlay
 from realad_verl.report.page import build_report, script_json
-from realad_verl.report.tables import category_rows, comparison_rows, headline, notes
+from realad_verl.report.tables import HEADLINE, category_rows, comparison_headline, notes
 
 
 class Page(HTMLParser):
@@ -65,7 +66,7 @@ def test_nothing_leads_out_of_the_page(runs, tmp_path):
 
 def test_model_text_never_becomes_markup(runs, tmp_path):
     page = page_of([runs["cgro"]], tmp_path)
-    assert page.count("script") == 3  # data, thumbnails, the page's own
+    assert page.count("script") == 6  # data, thumbnails, results, and three of the page's own
     assert not [a for t, a in page.tags if t == "img"]  # images are made by the script
     responses = [c["response"] for i in json.loads(page.scripts["data"])["items"] for c in i["cells"]]
     assert HOSTILE in responses
@@ -82,7 +83,7 @@ def test_hostile_names_are_escaped_in_tables(runs, tmp_path):
     results["categories"]["<script>alert(3)</script>"] = results["categories"].pop("bolt")
     write_json(copy / "results.json", results)
     page = page_of([copy, runs["r1"]], tmp_path)
-    assert page.count("script") == 3 and page.count("img") == 0
+    assert page.count("script") == 6 and page.count("img") == 0
     assert "<script>alert(3)</script>" in page.shown and copy.name in page.shown
 
 
@@ -104,13 +105,51 @@ def test_one_run_has_tiles_and_several_have_deltas(runs, tmp_path):
     one = page_of([runs["cgro"]], tmp_path)
     assert "Is there a defect?" in one.shown and "Runs side by side" not in one.shown
     two = page_of([runs["r1"], runs["cgro"]], tmp_path)
-    assert "Runs side by side" in two.shown and "baseline" in two.shown
-    entries = {e["label"]: e["cells"] for e in headline(load_runs([runs["r1"], runs["cgro"]]))}
-    first, second = entries["Image ACC"]
-    assert first["delta"] == "" and float(second["delta"].replace("−", "-")) == pytest.approx(
-        float(second["value"]) - float(first["value"]), abs=0.11
+    assert "Runs side by side" in two.shown and "baseline" in two.shown and "the same in each" in two.shown
+
+
+def comparison(folders) -> tuple[list, dict[str, list[dict]]]:
+    both = load_runs(folders)
+    compared = compare([run.evaluated() for run in both])
+    entries = comparison_headline(both, compared, "kept")
+    return compared, {entry["label"]: entry["cells"] for entry in entries}
+
+
+def test_only_what_is_sure_is_bold_or_coloured(runs):
+    """Each verdict against the interval of the paired difference, and the sign against what is better."""
+    compared, entries = comparison([runs["r1"], runs["cgro"]])
+    found = compared.differences[1]["kept"]["macro mean"]
+    seen = set()
+    for figure in HEADLINE:
+        if figure.label not in entries:
+            continue
+        first, second = entries[figure.label]
+        interval = found.get(figure.key)
+        sure = interval is not None and (interval[0] > 0 or interval[1] < 0)
+        assert (second["verdict"] in ("up", "down")) == sure, figure.label
+        assert second["best"] == (second["verdict"] == "up") and first["best"] == (second["verdict"] == "down")
+        if sure:
+            assert (second["verdict"] == "up") == ((interval[0] > 0) == (figure.better == "+"))
+            assert second["interval"].startswith("[")
+        seen.add(second["verdict"])
+    assert "noise" in seen and seen & {"up", "down"}, "the made-up runs show both kinds"
+
+
+def test_runs_on_other_images_say_so(runs, tmp_path):
+    fewer = tmp_path / "fewer"
+    shutil.copytree(runs["cgro"], fewer)
+    lines = (fewer / "results.jsonl").read_text().split("\n")
+    (fewer / "results.jsonl").write_text("\n".join(lines[4:]))
+    images = json.loads((fewer / "images.json").read_text())
+    dropped = {json.loads(line)["id"] for line in lines[:4]}
+    (fewer / "images.json").write_text(json.dumps({k: v for k, v in images.items() if k not in dropped}))
+    page = page_of([runs["r1"], fewer], tmp_path)
+    assert "left out: 4 of r1" in page.shown
+    (fewer / "results.json").write_text(
+        (fewer / "results.json").read_text().replace('"fpr_limit": 0.3', '"fpr_limit": 0.1')
     )
-    assert entries["J normal"][1]["good"] == entries["J normal"][1]["delta"].startswith("−")
+    refused = page_of([runs["r1"], fewer], tmp_path)
+    assert "not compared: they differ in fpr_limit" in refused.shown and "baseline" not in refused.shown
 
 
 def test_tables_hold_every_category_macro_and_pooled(runs):
@@ -119,7 +158,7 @@ def test_tables_hold_every_category_macro_and_pooled(runs):
     assert [r["name"] for r in rows] == ["board", "bolt", "tile", "macro mean", "pooled"]
     expected = run.results["categories"]["bolt"]["pixel_zeroed"]["pixel_auroc"]
     assert rows[1]["cells"][4]["text"] == f"{100 * expected:.1f}"
-    assert comparison_rows([run]) is None
+    assert rows[3]["cells"][4]["interval"].startswith("[")
     assert any("board/broken.png" in line for line in notes(run))
 
 
