@@ -1,5 +1,8 @@
 """The report in a real browser: it opens fast, filters work, both themes and a phone's width work, nothing is sent."""
 
+import base64
+import csv
+import io
 import json
 import os
 import sys
@@ -105,7 +108,9 @@ def test_pictures_maps_and_outlines_are_drawn(tab, pages):
     tab.open(pages / "one.html")
     loaded = "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))"
     assert set(tab.run(loaded)) == {320}
-    pixels = "(s => [...document.querySelector(s).getContext('2d').getImageData(0, 0, 16, 12).data])('.card canvas')"
+    pixels = (
+        "(s => [...document.querySelector(s).getContext('2d').getImageData(0, 0, 16, 12).data])('.card canvas.heat')"
+    )
     before = tab.run(pixels)
     assert len({tuple(before[k : k + 4]) for k in range(0, len(before), 4)}) > 20
     choose(tab, shared=True)
@@ -117,7 +122,7 @@ def test_pictures_maps_and_outlines_are_drawn(tab, pages):
     choose(tab, outline=False)
     assert tab.run(visible) == 0
     choose(tab, opacity="20")
-    assert tab.run("getComputedStyle(document.querySelector('.card canvas')).opacity") == "0.2"
+    assert tab.run("getComputedStyle(document.querySelector('.card canvas.heat')).opacity") == "0.2"
 
 
 def test_scrolling_brings_the_rest(tab, pages):
@@ -167,15 +172,150 @@ def test_two_runs_side_by_side(tab, pages):
     assert choose(tab, verdict="differ") == f"{len(differing)} of 40 images"
     wrong = [i for i in everything if i["cells"][1]["pred_label"] != i["gt"]]
     assert choose(tab, verdict="wrong", view="1") == f"{len(wrong)} of 40 images"
-    assert tab.run("document.querySelector('.card').querySelectorAll('canvas').length") == 2
+    assert tab.run("document.querySelector('.card').querySelectorAll('canvas.heat').length") == 2
 
 
-def test_kept_and_zeroed_figures_switch(tab, pages):
+@pytest.mark.parametrize("page", ["one.html", "two.html"])
+def test_kept_and_zeroed_switches_all_that_depends_on_it(tab, pages, page):
+    tab.open(pages / page)
+    shown = (
+        "[...new Set([...document.querySelectorAll('[data-shows]')].filter(e => !e.hidden).map(e => e.dataset.shows))]"
+    )
+    sections = "[...document.querySelectorAll('[data-shows=zeroed]')].map(e => e.closest('section').id)"
+    hidden = (
+        "[...document.querySelectorAll('canvas.called-normal')]"
+        ".filter(e => getComputedStyle(e).visibility === 'hidden').length"
+    )
+    figures = "document.querySelector('#metrics [data-shows]:not([hidden])').textContent"
+    assert tab.run(shown) == ["kept"] and tab.run(hidden) == 0
+    assert set(tab.run(sections)) == {"metrics", "categories", "curves"}
+    before = tab.run(figures)
+    tab.run("document.querySelector('#curves [data-variant=zeroed]').click()")
+    assert tab.run(shown) == ["zeroed"] and tab.run(hidden) > 0
+    assert tab.run(figures) != before
+    pressed = "[...document.querySelectorAll('[data-variant=zeroed]')].map(e => e.getAttribute('aria-pressed'))"
+    assert set(tab.run(pressed)) == {"true"}
+
+
+def test_tables_are_sorted_by_a_click(tab, pages):
     tab.open(pages / "one.html")
-    shown = "[...document.querySelectorAll('[data-shows]')].filter(e => !e.hidden).map(e => e.dataset.shows)"
-    assert tab.run(shown) == ["kept"]
-    tab.run("document.querySelector('[data-variant=zeroed]').click()")
-    assert tab.run(shown) == ["zeroed"]
+    column = (
+        "[...document.querySelectorAll('#categories [data-shows=kept] tbody tr')]"
+        ".map(r => [r.cells[0].textContent, r.cells[6].firstChild.textContent])"
+    )
+    head = "document.querySelectorAll('#categories [data-shows=kept] thead tr:nth-child(2) th')[4]"
+    before = tab.run(column)
+    tab.run(f"{head}.click()")
+    falling = tab.run(column)
+    values = [float(value) for _, value in falling[:3]]
+    assert values == sorted(values, reverse=True) and [name for name, _ in falling[3:]] == ["macro mean", "pooled"]
+    assert {tuple(row) for row in falling} == {tuple(row) for row in before}
+    tab.run(f"{head}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true}}))")
+    assert [float(value) for _, value in tab.run(column)[:3]] == sorted(values)
+    assert tab.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+
+
+def test_threshold_of_the_image_decision(tab, pages):
+    tab.open(pages / "one.html")
+    run = tab.run("JSON.parse(document.querySelector('#data').textContent).runs[0]")
+
+    def counts():
+        return [int(tab.run(f"document.querySelector('#n-{key}').textContent")) for key in ("tp", "fp", "fn", "tn")]
+
+    def expected(at):
+        pairs = [(score >= at, gt) for score, gt in zip(run["score"], run["gt"], strict=True)]
+        return [pairs.count(pair) for pair in ((True, 1), (True, 0), (False, 1), (False, 0))]
+
+    assert counts() == expected(run["image"])
+    tab.run("(e => { e.value = 1000; e.dispatchEvent(new Event('input')); })(document.querySelector('#decide'))")
+    assert counts() == expected(max(run["score"])) != expected(run["image"])
+    tp, fp, fn, _ = counts()
+    assert tab.run("document.querySelector('#n-precision').textContent") == f"{100 * tp / (tp + fp):.1f}"
+    assert tab.run("document.querySelector('#n-recall').textContent") == f"{100 * tp / (tp + fn):.1f}"
+    tab.run("document.querySelector('#decide-mark').click()")
+    assert counts() == expected(run["image"])
+    assert "best on this very set" in tab.run("document.querySelector('#decide-mark').textContent")
+
+
+def test_threshold_of_the_map_moves_region_and_overlap(tab, pages):
+    tab.open(pages / "one.html")
+    area = (
+        "[...document.querySelectorAll('.card canvas.region')].map(c => { let n = 0; "
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; "
+        "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; })"
+    )
+    overlap = "[...document.querySelectorAll('.card .overlap')].filter(e => !e.hidden).map(e => e.textContent)"
+    choose(tab, level="200")
+    low, first = tab.run(area), tab.run(overlap)
+    choose(tab, level="700")
+    high, second = tab.run(area), tab.run(overlap)
+    assert all(a >= b for a, b in zip(low, high, strict=True)) and sum(low) > sum(high) > 0
+    assert first and len(first) == len(second) and first != second
+    choose(tab, level="0")
+    assert set(tab.run("[...document.querySelectorAll('.card canvas.region')].map(c => c.width * c.height)")) == set(
+        tab.run(area)
+    )
+    choose(tab, cut=False)
+    assert tab.run("[...document.querySelectorAll('canvas.region')].every(c => getComputedStyle(c).display === 'none')")
+    tab.run("document.querySelector('#cut-mark').click()")
+    assert tab.run("document.forms.filters.elements.cut.checked")
+
+
+def test_downloads_hold_every_image_and_figure(tab, pages):
+    tab.open(pages / "two.html")
+    catch = """new Promise(done => { URL.createObjectURL = blob => { blob.text().then(done); return 'data:,'; };
+      HTMLAnchorElement.prototype.click = function () {}; document.querySelector('[data-download=KIND]').click(); })"""
+    rows = list(csv.reader(io.StringIO(tab.run(catch.replace("KIND", "csv")))))
+    assert len(rows) == 41 and rows[0][:4] == ["id", "category", "defect_type", "gt_label"]
+    assert "r1: pred_score" in rows[0] and "cgro: pixel_auroc" in rows[0]
+    assert {row[0] for row in rows[1:]} == {i["id"] for i in items(tab)}
+    found = json.loads(tab.run(catch.replace("KIND", "json")))
+    stored = json.loads((pages / "cgro" / "results.json").read_text())
+    assert found["runs"][1]["results"]["macro_mean"] == {k: v for k, v in stored["macro_mean"].items() if k != "curves"}
+    assert found["comparison"]["n_images"] == 40
+
+
+def test_pictures_keep_their_aspect(tab, tmp_path):
+    run = fabricate_evaluation(tmp_path / "wide", 6, thumbs=6)
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    for line in lines[:3]:
+        line["image_size"] = [100, 400]
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_report([run], tmp_path / "wide.html")
+    tab.open(tmp_path / "wide.html")
+    shapes = tab.run(
+        "Object.fromEntries([...document.querySelectorAll('.card')].map(c => [c.querySelector('bdi').textContent, "
+        "(b => b.width / b.height)(c.querySelector('.pic').getBoundingClientRect())]))"
+    )
+    for line in lines[:6]:
+        assert shapes[line["id"]] == pytest.approx(line["image_size"][1] / line["image_size"][0], rel=0.02)
+
+
+def test_meanings_and_names_are_read_by_touch(tab, pages):
+    tab.open(pages / "one.html", width=390)
+    text = tab.run("document.querySelector('.meanings').innerText")
+    assert "false alarms" in text and "lower is better" in text
+    cut = (
+        "[...document.querySelectorAll('.tile dt')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+    )
+    assert tab.run(cut) == []
+    assert tab.run("document.querySelectorAll('dt[title], th[title]').length") == 0
+
+
+def test_print_shows_the_figures_and_hides_the_controls(tab, pages):
+    tab.open(pages / "two.html")
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        seen = "(s => getComputedStyle(document.querySelector(s)).display !== 'none')"
+        assert not tab.run(f"{seen}('.filters')") and not tab.run(f"{seen}('.downloads')")
+        assert tab.run(f"{seen}('.compare')")
+        assert tab.run("document.querySelector('.meanings').getBoundingClientRect().height") > 0
+        if folder := os.environ.get("REALAD_SCREENSHOTS"):
+            printed = tab.call("Page.printToPDF", printBackground=True)["data"]
+            (Path(folder) / "two.pdf").write_bytes(base64.b64decode(printed))
+    finally:
+        tab.call("Emulation.setEmulatedMedia", media="")
 
 
 @pytest.mark.parametrize("page", ["one.html", "two.html", "train.html"])
