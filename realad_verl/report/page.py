@@ -97,7 +97,9 @@ def render(runs: Sequence[Run], pictures: dict[str, Any], title: str) -> str:
         variants=variants,
         compared=compared,
         compared_note=comparison_note(evaluated, compared) if compared else "",
-        meanings=[f for f in HEADLINE if f.group != "text" or any("text" in r.results["pooled"] for r in evaluated)],
+        meanings=[
+            f for f in HEADLINE if f.group != "text" or any("text" in (r.results or {})["pooled"] for r in evaluated)
+        ],
         category_columns=CATEGORY,
         defects=[(run, defect_rows(run)) for run in evaluated],
         notes=[(run, notes(run)) for run in evaluated],
@@ -116,7 +118,7 @@ def _variants(evaluated: Sequence[Run], compared: Comparison | None) -> list[dic
     """What depends on whether maps of images called normal are kept or zeroed, the first run's own choice first."""
     if not evaluated:
         return []
-    chosen = "kept" if evaluated[0].results["predicted_normal"] == "keep" else "zeroed"
+    chosen = "kept" if (evaluated[0].results or {})["predicted_normal"] == "keep" else "zeroed"
     variants = []
     for name in sorted(VARIANTS, key=lambda variant: variant != chosen):
         variant: dict[str, Any] = {"name": name, "first": name == chosen, "headline": [], "comparison": None}
