@@ -161,6 +161,12 @@ class Localizer:
         prompts = [prepare(self.processor, self.text, image) for image in images]
         return self._explain(images, prompts, self._generate(prompts))
 
+    def sample(self, images: Sequence[ImageSource], n: int) -> list[list[int]]:
+        """``n`` responses to each image at temperature 1, those of an image side by side; torch's own seed counts."""
+        prompts = [prepare(self.processor, self.text, image) for image in images]
+        sampled = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
+        return self._generate(prompts, **sampled)
+
     def explain(self, images: Sequence[ImageSource], response_ids: Sequence[Sequence[int]]) -> list[Localization]:
         """Results for responses generated elsewhere (vLLM), by one teacher-forced forward; one response an image.
 
@@ -177,11 +183,12 @@ class Localizer:
         return self._explain(images, prompts, response_ids)
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[PromptInputs]) -> list[list[int]]:
-        """Greedy responses, each up to and with its end token."""
+    def _generate(self, prompts: Sequence[PromptInputs], do_sample: bool = False, **sampling: Any) -> list[list[int]]:
+        """Responses, greedy by default, each up to and with its end token."""
         batch = self._batch(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), "left")
         config = type(self.model.generation_config)(
-            do_sample=False,
+            do_sample=do_sample,
+            **sampling,
             max_new_tokens=self.max_new_tokens,
             eos_token_id=self.model.generation_config.eos_token_id,
             pad_token_id=self._pad_id,

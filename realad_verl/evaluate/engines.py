@@ -23,6 +23,10 @@ class Engine(Protocol):
 
     def __call__(self, images: Sequence[Image.Image]) -> "list[Localization]": ...
 
+    def sample(self, images: Sequence[Image.Image], n: int, seed: int) -> list[list[list[int]]]:
+        """``n`` responses to each image at temperature 1, as token ids up to and with the end token."""
+        ...
+
 
 class TransformersEngine:
     """Generation and evidence by the Localizer alone."""
@@ -34,6 +38,14 @@ class TransformersEngine:
 
     def __call__(self, images: Sequence[Image.Image]) -> "list[Localization]":
         return self.localizer(list(images))
+
+    def sample(self, images: Sequence[Image.Image], n: int, seed: int) -> list[list[list[int]]]:
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            flat = self.localizer.sample(images, n)
+        return [flat[i * n : (i + 1) * n] for i in range(len(images))]
 
 
 class VllmEngine:
@@ -75,6 +87,15 @@ class VllmEngine:
         ]
         outputs = self.llm.generate(prompts, self.sampling, use_tqdm=False)
         return self.localizer.explain(images, [list(output.outputs[0].token_ids) for output in outputs])
+
+    def sample(self, images: Sequence[Image.Image], n: int, seed: int) -> list[list[list[int]]]:
+        prompts: Any = [
+            {"prompt": self.localizer.text, "multi_modal_data": {"image": image.convert("RGB")}} for image in images
+        ]
+        sampling = self.sampling.clone()
+        sampling.temperature, sampling.n, sampling.seed = 1.0, n, seed
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        return [[list(one.token_ids) for one in output.outputs] for output in outputs]
 
 
 def choose_engine(name: str) -> str:
