@@ -15,6 +15,7 @@ COMMANDS: tuple[str, ...] = (
     "prepare",
     "train",
     "export",
+    "calibrate",
     "localize",
     "tiny",
     "evaluate",

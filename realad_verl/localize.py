@@ -163,7 +163,7 @@ class Localizer:
 
     def sample(self, images: Sequence[ImageSource], n: int) -> list[list[int]]:
         """``n`` responses to each image at temperature 1, those of an image side by side; torch's own seed counts."""
-        prompts = [prepare(self.processor, self.text, image) for image in images]
+        prompts = [prepare(self.processor, self.text, load_image(image, self.depth)) for image in images]
         sampled = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
         return self._generate(prompts, **sampled)
 

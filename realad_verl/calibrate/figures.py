@@ -108,7 +108,10 @@ def auroc_interval(jaccard_In: np.ndarray, label_I: np.ndarray, seed: int) -> tu
     for _ in range(RESAMPLES):
         drawn = np.concatenate([random.choice(some, len(some)) for some in classes])
         values.append(auroc(jaccard_In[drawn], label_I[drawn]))
-    low, high = np.nanquantile(values, (0.025, 0.975))
+    known = _known(np.array(values))
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -33,7 +33,7 @@ Relative = Callable[[Response], Tensor]
 SCORING = ScoringConfig(select="image", concentration="contrast", tau_i=0.0)
 SMOOTH = 1.0
 WORD_AT_LEAST = 16  # tokens: a word seen less often gets the baseline of all tokens
-T, PERCENTILES = (3, 5, 8), (80.0, 90.0, 95.0)
+T, PERCENTILES = (3, 5, 8, 12), (90.0, 95.0, 98.0)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _thresholds(
         for percentile in PERCENTILES:
             method = replace(base, consistency=replace(base.consistency, t=t, percentile=percentile))
             found = [evidence_of(some, method, over) for some, over in zip(read, relative_I, strict=True)]
-            value = auroc(_array([[e.jaccard for e in some] for some in found]), label_I)
+            value = auroc(_filled(_array([[e.jaccard for e in some] for some in found]), label_I), label_I)
             if best is None or value > best[0]:
                 best = (value, method, found)
     assert best is not None
@@ -212,6 +212,11 @@ def _scored(
     answer = np.array([[-1 if a is None else a for a in one.answer] for one in sampled])
     formed = np.array([one.formed for one in sampled])
     return Scored(label_I, _array(jaccard), answer == label_I[:, None], formed, np.array(fallback))
+
+
+def _filled(jaccard_In: np.ndarray, label_I: np.ndarray) -> np.ndarray:
+    """No J counts as the wrong one: a large t must not look good for leaving short responses out."""
+    return np.where(np.isnan(jaccard_In), 1.0 - label_I[:, None], jaccard_In)
 
 
 def _array(jaccard: Sequence[Sequence[float | None]]) -> np.ndarray:

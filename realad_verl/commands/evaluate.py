@@ -35,6 +35,7 @@ def evaluate(
     ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
     method: options.Method = None,
+    calibration: options.Calibration = None,
     shard: Annotated[
         str | None,
         typer.Option(help="Do part I of N (same --out); the last to finish writes results.json.", metavar="I/N"),
@@ -70,11 +71,13 @@ def evaluate(
     from realad_verl.report.page import versions
     from realad_verl.report.terminal import print_results
 
+    options.read_method(method, calibration or "none")  # a mistake is told before anything is read
+    model = resolve_model(model)
     pixels = options.read_pixel_size(pixel_size)
     run = Evaluation(
         dataset=dataset,
         root=root,
-        model=resolve_model(model),
+        model=model,
         out=out,
         split=split,
         limit=limit,
@@ -84,7 +87,7 @@ def evaluate(
         device=device,
         gpu_memory=gpu_memory,
         max_new_tokens=max_new_tokens,
-        method=options.read_method(method),
+        method=options.read_method(method, calibration, model),
         shard=shard,
         mask_levels=mask_levels,
         white=white,

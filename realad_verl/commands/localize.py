@@ -22,6 +22,7 @@ def localize(
     batch_size: options.BatchSize = 4,
     max_new_tokens: options.MaxNewTokens = 256,
     method: options.Method = None,
+    calibration: options.Calibration = None,
     white: Annotated[float | None, options.white_option("one for all of them, from a first pass")] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
@@ -35,7 +36,7 @@ def localize(
     from realad_verl.data.images import deep_extremes
 
     paths = find_images(images, out)
-    config = options.read_method(method)
+    options.read_method(method, calibration or "none")  # a mistake is told before a model is loaded
     depth = find_depth(paths, deep_extremes, white)
     if depth is not None and white is None:
         typer.echo(f"note: images of more than 8 bits: {depth}. See --white.", err=True)
@@ -48,9 +49,10 @@ def localize(
     transformers.logging.disable_progress_bar()
     if model in (None, TINY):
         typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
+    folder = resolve_model(model if model is not None else TINY)
     localizer = Localizer.from_pretrained(
-        resolve_model(model if model is not None else TINY),
-        method=config,
+        folder,
+        method=options.read_method(method, calibration, folder),
         device=device,
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,

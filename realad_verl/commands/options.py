@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once, and how their values are read."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,13 @@ Method = Annotated[
     typer.Option(
         help="A setting of the method, such as scoring.select=all; may be repeated.",
         metavar="KEY=VALUE",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of `realad calibrate`; none: go without. Default: the one inside the model folder, if any.",
         show_default=False,
     ),
 ]
@@ -45,13 +53,19 @@ def root_option() -> Any:
     return typer.Option(help="Directory that holds the data set in its original layout.", show_default=False)
 
 
-def read_method(settings: list[str] | None) -> "MethodConfig":
-    """The method's settings from ``--method SECTION.KEY=VALUE``. Raises UserError naming what is wrong."""
+def read_method(
+    settings: list[str] | None, calibration: str | None = "none", model: str | Path | None = None
+) -> "MethodConfig":
+    """The method's settings from ``--method SECTION.KEY=VALUE``, on top of those of a calibration.
+
+    ``calibration``: its folder, "none", or None for the one inside the folder of ``model``, which stderr then says.
+    Raises UserError naming what is wrong.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from realad_verl.method.config import MethodConfig
+    from realad_verl.calibration import calibrated_method, find_calibration
 
     for setting in settings or []:
         if "=" not in setting or "." not in setting.split("=", 1)[0]:
@@ -61,7 +75,12 @@ def read_method(settings: list[str] | None) -> "MethodConfig":
         nested: Any = OmegaConf.to_container(OmegaConf.from_dotlist(settings or []))
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"--method {' '.join(settings or [])}: {error}") from None
-    return MethodConfig.from_dict(nested)
+    folder = None if calibration in (None, "none") else Path(calibration)
+    if calibration is None and model is not None:
+        folder = find_calibration(model)
+        if folder is not None:
+            typer.echo(f"calibration: {folder}, which comes with the model (--calibration none: without)", err=True)
+    return calibrated_method(folder, nested)
 
 
 def read_pixel_size(text: str) -> int | None:
