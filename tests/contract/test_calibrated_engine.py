@@ -1,4 +1,4 @@
-"""Chosen heads and a word baseline in verl's engine: equal to eager attention of the same heads over the same baseline."""
+"""Chosen heads and a word baseline in verl's engine: equal to eager attention of the same heads and baseline."""
 
 import json
 

@@ -9,7 +9,7 @@ GRID, LABEL = (6, 6), np.arange(80) % 2
 
 
 def planted(strength: list[float], seed: int = 0) -> torch.Tensor:
-    """[80, H, 36] maps with a habit of their own each; on anomalous images a head lights up one cell by its strength."""
+    """[80, H, 36] maps of habits; on anomalous images each head lights up one cell by its strength."""
     random = np.random.default_rng(seed)
     habit = random.gamma(0.5, size=(1, len(strength), 36)) + 0.1
     maps = habit * random.gamma(20, 1 / 20, size=(80, len(strength), 36))
