@@ -93,7 +93,7 @@ def test_lines_of_the_demo():
 
 ROOMS = "attention|backbones|calibrate|calibration|commands|data|evaluate|evidence|localize|localize_files|method"
 ROOMS += "|models|report|tiny|verl_ext|reward_fns"
-FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".html", ".safetensors")
+FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".html", ".png", ".safetensors")
 NAMED = re.compile(rf"`+(?:realad_verl\.)?((?:{ROOMS})(?:\.[A-Za-z_]\w*)+)(?:\(\))?`+")
 SOURCES = sorted(p for folder in ("realad_verl", "reward_fns") for p in (ROOT / folder).rglob("*.py"))
 
