@@ -118,12 +118,12 @@ class EvidenceBuilder:
         return None
 
     def reduce(self, plans: Sequence[EvidencePlan], rows: Sequence[Tensor]) -> list[Evidence]:
-        """The evidence of every plan.
+        """The evidence of every plan, on the CPU, where components are labelled: rows on a GPU come in one copy.
 
         ``rows``: one [R, C] fp32 tensor for each plan that has a request, in the plans' order.
         """
         asked = [plan for plan in plans if plan.request is not None]
-        results = iter(compute_evidence_batch(list(self._triples(asked, rows)), self.cfg))
+        results = iter(compute_evidence_batch(list(self._triples(asked, on_cpu(rows))), self.cfg))
         return [_without(plan) if plan.request is None else next(results) for plan in plans]
 
     def _triples(
@@ -143,6 +143,15 @@ class EvidenceBuilder:
         assert self.baseline is not None and plan.layout is not None and plan.token_ids is not None
         baseline_RP = self.baseline.resized(plan.layout.grid).rows(plan.token_ids, kind)
         return divide_by_baseline(rows_RP, baseline_RP.to(rows_RP.device))
+
+
+def on_cpu(rows: Sequence[Tensor]) -> list[Tensor]:
+    """The rows on the CPU, by one copy and one synchronisation for all of them."""
+    if not rows or all(rows_RC.device.type == "cpu" for rows_RC in rows):
+        return list(rows)
+    flat = torch.cat([rows_RC.flatten() for rows_RC in rows]).cpu()
+    parts = flat.split([rows_RC.numel() for rows_RC in rows])
+    return [part.view(rows_RC.shape) for part, rows_RC in zip(parts, rows, strict=True)]
 
 
 def _without(plan: EvidencePlan) -> Evidence:

@@ -117,7 +117,7 @@ class Localizer:
         self.backbone = backbone_for(model.config)
         self.builder = EvidenceBuilder(model.config, self.tokenizer, self.method)
         of = self.method.readout
-        self.readout = AttentionReadout(model, of.layers, of.max_bytes, heads=of.heads)
+        self.readout = AttentionReadout(model, of.layers, of.max_bytes, kernel=of.kernel, heads=of.heads)
         self.text = chat_text(processor, hf_messages(question))
         self.answer_ids = answer_ids(self.tokenizer)
 

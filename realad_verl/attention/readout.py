@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from realad_verl.attention.calls import KernelCall, active_observer, observed_by
 from realad_verl.attention.heads import Head, heads_by_layer, of_heads
 from realad_verl.attention.layers import chosen_layers, language_attention
-from realad_verl.attention.layout import Placement, RowRequest, additive_mask, place
+from realad_verl.attention.layout import Placement, RowRequest, place
+from realad_verl.attention.pieces import Piece, cut, whole
 from realad_verl.attention.precision import full_precision
-from realad_verl.attention.rows import head_sum
+from realad_verl.attention.rows import add_fused, add_head_sum, add_own_weights, fused_on
 from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
 from realad_verl.errors import UserError, bad_value
 
@@ -53,7 +54,9 @@ class AttentionReadout:
         heads: (layer, head) pairs to average instead, of those layers; only they are computed. Excludes ``layers``.
         max_bytes: bound on the memory that computing the rows takes beside the result.
         sites: places beside transformers' own where the model's kernels are called (see `sites`).
-        fused: compute the rows by the Triton kernels, except for a kernel call that has a mask; needs a GPU.
+        kernel: "torch", or "triton" (fused kernels, nothing of size heads x rows x keys is written; needs a GPU), or
+            "auto": triton on CUDA, where it launches 2 kernels a layer instead of 12 or more and moves none of the
+            logits through memory (docs/scaling.md), torch elsewhere.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class AttentionReadout:
         layers: Sequence[int] | None = None,
         max_bytes: int = 64 << 20,
         sites: Sequence[Site] = (),
-        fused: bool = False,
+        kernel: str = "auto",
         heads: Sequence[Head] | None = None,
     ) -> None:
         if max_bytes <= 0:
@@ -76,7 +79,7 @@ class AttentionReadout:
         self.layers = {index: attention[index] for index in chosen_layers(layers, len(attention))}
         self.max_bytes = max_bytes
         self.sites = (*TRANSFORMERS_SITES, *sites)
-        self.fused = fused
+        self.kernel = kernel
 
     @contextmanager
     def reading(
@@ -137,7 +140,9 @@ class Reading:
         self._each_head = each_head
         self._placements: list[Placement] | None = None
         self._placed_for: tuple | None = None
-        self._sums: list[Tensor] = []
+        self._pieces: dict[tuple, list[Piece]] = {}
+        self._sums: _Sums = {}
+        self._device = torch.device("cpu")
         self._seen: set[int] = set()
         self._layer: int | None = None
         self._forwards = 0
@@ -150,15 +155,15 @@ class Reading:
             UserError: a chosen layer's attention was not seen, because no forward ran or it calls a kernel elsewhere.
         """
         self.require_all_layers()
-        sums = self._sums
-        scale = 1.0 / (1 if self._readout.heads else len(self._readout.layers))
+        sums = self._of_requests(self._sums)
         if self._head_group is not None and sums:
             flat = torch.cat([rows.flatten() for rows in sums])
             dist.all_reduce(flat, group=self._head_group)
-            scale /= 1 if self._readout.heads else dist.get_world_size(self._head_group)
+            if self._readout.heads is None:
+                flat /= dist.get_world_size(self._head_group)
             parts = flat.split([rows.numel() for rows in sums])
             sums = [part.view_as(rows) for part, rows in zip(parts, sums, strict=True)]
-        return [rows * scale for rows in sums]
+        return sums
 
     def require_all_layers(self) -> None:
         """UserError unless every chosen layer's attention was seen."""
@@ -189,27 +194,25 @@ class Reading:
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
         started = time.perf_counter()
-        with full_precision(call.query_BHND.device.type):
-            sums = self._mean(call, self._place(call))
-        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._device = call.query_BHND.device
+        with full_precision(self._device.type):
+            self._add(call)
         self._seen.add(self._layer)
         self.seconds += time.perf_counter() - started
 
-    def _mean(self, call: KernelCall, placements: list[Placement]) -> list[Tensor]:
-        """[R, C] of each request: this layer's part of what ``rows`` sums up."""
+    def _add(self, call: KernelCall) -> None:
+        """Adds this layer's part of what ``rows`` returns."""
         assert self._layer is not None
-        count = call.query_BHND.shape[1]
+        count, readout = call.query_BHND.shape[1], self._readout
         if self._each_head is not None:
             for head in range(count):
-                alone = of_heads(call, [head])
-                self._each_head((self._layer, head), [self._head_mean(alone, place) for place in placements])
-        if self._readout.heads is None:
-            return [self._head_mean(call, placement) for placement in placements]
-        here = self._heads_here(call)
-        if not here:
-            return [call.query_BHND.new_zeros(len(p.rows), len(p.columns), dtype=torch.float32) for p in placements]
-        part, share = of_heads(call, here), len(here) / sum(map(len, self._readout.heads.values()))
-        return [self._head_mean(part, placement) * share for placement in placements]
+                alone: _Sums = {}
+                self._add_heads(alone, of_heads(call, [head]), 1.0)
+                self._each_head((self._layer, head), self._of_requests(alone))
+        if readout.heads is None:
+            self._add_heads(self._sums, call, 1.0 / (count * len(readout.layers)))
+        elif here := self._heads_here(call):
+            self._add_heads(self._sums, of_heads(call, here), 1.0 / sum(map(len, readout.heads.values())))
 
     def _heads_here(self, call: KernelCall) -> list[int]:
         """Which of the running layer's heads are chosen, as the call on this rank numbers them."""
@@ -219,6 +222,43 @@ class Reading:
         # Heads are exchanged in order of rank: this one has those from ``first`` on.
         first = 0 if self._head_group is None else count * dist.get_rank(self._head_group)
         return [head - first for head in self._readout.heads[self._layer] if first <= head < first + count]
+
+    def _add_heads(self, sums: "_Sums", call: KernelCall, weight: float) -> None:
+        """Adds ``weight`` x the sum over the call's heads, for all requests at once where they fit into one piece."""
+        add, key = self._kernel(call)
+        if key not in self._pieces:
+            placed, device = self._place(call), call.query_BHND.device
+            groups, width = call.key_BGND.shape[1], call.key_BGND.shape[3]
+            bound = (call.query_BHND.shape[1], groups, width, self._readout.max_bytes, device)
+            self._pieces[key] = whole(placed, groups, device) if add is add_fused else cut(placed, *bound)
+        pieces = self._pieces[key]
+        if key not in sums:
+            sums[key] = [torch.zeros(p.rows_sr.shape + p.columns_sC.shape[1:], device=p.rows_sr.device) for p in pieces]
+        for piece, sum_srC in zip(pieces, sums[key], strict=True):
+            add(sum_srC, call, piece, weight)
+
+    def _kernel(self, call: KernelCall) -> tuple[Callable[[Tensor, KernelCall, Piece, float], None], tuple]:
+        """What computes the rows of a call, and what decides its pieces."""
+        key = (
+            call.query_BHND.shape,
+            call.key_BGND.shape,
+            call.causal,
+            call.cu_seqlens is None,
+            call.padding_mask_BT is None,
+        )
+        if call.weights_BHNN is not None:
+            return add_own_weights, (*key, "own")
+        return (add_fused if fused_on(self._readout.kernel, call.query_BHND.device) else add_head_sum), key
+
+    def _of_requests(self, sums: "_Sums") -> list[Tensor]:
+        """[R, C] of each request, out of the pieces' sums."""
+        device = self._device
+        found = [torch.zeros(len(r.queries), len(r.columns), device=device) for r in self._requests]
+        for key, parts in sums.items():
+            for piece, sum_srC in zip(self._pieces[key], parts, strict=True):
+                for (request, first, rows, columns), sum_rC in zip(piece.parts, sum_srC, strict=True):
+                    found[request][first : first + rows] += sum_rC[:rows, :columns]
+        return found
 
     def _forward_begins(self, *_: object) -> None:
         if active_observer() is not self:
@@ -240,41 +280,6 @@ class Reading:
             self._placed_for = key
         return self._placements
 
-    def _head_mean(self, call: KernelCall, placement: Placement) -> Tensor:
-        """[R, C] mean over the heads of one layer that are here."""
-        batch, rows_R, columns_C = placement.batch, placement.rows, placement.columns
-        heads = call.query_BHND.shape[1]
-        if call.weights_BHNN is not None:
-            return call.weights_BHNN[batch][:, rows_R[:, None], columns_C[None, :]].float().sum(0) / heads
-        if self._readout.fused and call.mask is None:
-            return self._fused_head_sum(call, placement) / heads
-        keys_K = torch.arange(placement.start, placement.stop, device=rows_R.device)
-        total_RC = head_sum(
-            call.query_BHND[batch],
-            rows_R,
-            call.key_BGND[batch, :, placement.start : placement.stop],
-            columns_C - placement.start,
-            scale=call.scale,
-            bias=lambda rows_r: additive_mask(call, batch, rows_r, keys_K),
-            softcap=call.softcap,
-            sink_H=call.sink_H,
-            max_bytes=self._readout.max_bytes,
-        )
-        return total_RC / heads
 
-    def _fused_head_sum(self, call: KernelCall, placement: Placement) -> Tensor:
-        """[R, C] sum over heads by the Triton kernels."""
-        from realad_verl.attention.triton_kernel import head_sum_triton
-
-        return head_sum_triton(
-            call.query_BHND[placement.batch],
-            placement.rows,
-            call.key_BGND[placement.batch],
-            placement.columns,
-            scale=call.scale,
-            keys=(placement.start, placement.stop),
-            causal=call.causal,
-            window=call.window,
-            softcap=call.softcap,
-            sink_H=call.sink_H,
-        )
+# By what decides the pieces of a kind of layer: the sums [s, r, C] of its pieces.
+_Sums = dict[tuple, list[Tensor]]

@@ -1,115 +1,92 @@
-"""The maths: wanted rows and columns of softmax(QK^T), summed over heads, within a memory bound.
+"""The maths: wanted rows and columns of softmax(QK^T), summed over heads, for all requests of a piece at once.
 
-N tokens, H query heads, G key heads (each shared by H / G query heads), R wanted rows, K keys, C wanted columns, D head
-width. Small letters are pieces: h heads, g key heads, r rows.
+H query heads, G key heads (each shared by H / G query heads), D head width; s requests, r rows, K keys, C wanted
+columns of a piece (`pieces`); g key heads and h query heads done at a time.
 """
 
-from collections.abc import Callable
+import os
+from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.pieces import Piece
 from realad_verl.errors import bad_value
 
-# Pieces that stay in a core's cache; larger ones are slower on CPU.
-CPU_CHUNK_BYTES = 4 << 20
 
+def add_head_sum(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float) -> None:
+    """Adds ``weight`` x the attention probabilities of the piece's rows, summed over the call's heads, in fp32.
 
-def head_sum(
-    query_HND: Tensor,
-    rows_R: Tensor,
-    key_GKD: Tensor,
-    columns_C: Tensor,
-    *,
-    scale: float,
-    bias: Callable[[Tensor], Tensor | None],
-    softcap: float = 0.0,
-    sink_H: Tensor | None = None,
-    max_bytes: int = 64 << 20,
-) -> Tensor:
-    """Attention probabilities of the queries at ``rows_R``, summed over heads, in fp32.
-
-    p = softmax over K of ``cap(q k^T * scale) + bias``, of which the wanted columns are kept.
-
-    Args:
-        columns_C: positions among the K keys that are kept.
-        bias: gives the additive mask [H or 1, r, K] of some of the rows, None if they see every key.
-        max_bytes: bound on what is allocated beside inputs and result; the work is cut into rows and key heads.
-    Returns:
-        [R, C] fp32.
-    Raises:
-        UserError: ``max_bytes`` does not hold one row of one key head.
+    p = softmax over K of ``cap(q k^T * scale) + mask``, of which the wanted columns are kept. About a dozen kernels for
+    a piece, whatever its number of requests (counted in tests/unit/attention/test_device.py).
     """
-    heads, _, width = query_HND.shape
-    groups, keys = key_GKD.shape[:2]
-    share = heads // groups
-    result_RC = torch.zeros(len(rows_R), len(columns_C), dtype=torch.float32, device=query_HND.device)
-    if not result_RC.numel():
-        return result_RC
-    r, g = chunk_sizes(len(rows_R), groups, share, keys, width, max_bytes, query_HND.device.type)
-    for row in range(0, len(rows_R), r):
-        rows_r = rows_R[row : row + r]
-        bias_XrK = bias(rows_r)
-        for group in range(0, groups, g):
-            some = slice(group * share, (group + g) * share)
-            probabilities_hrC = _probabilities(
-                query_HND[some, rows_r],
-                key_GKD[group : group + g],
-                columns_C,
-                scale,
-                bias_XrK if bias_XrK is None or bias_XrK.shape[0] == 1 else bias_XrK[some],
-                softcap,
-                None if sink_H is None else sink_H[some].float().view(-1, 1, 1),
-            )
-            result_RC[row : row + r] += probabilities_hrC.sum(0)
-    return result_RC
+    groups, share = call.key_BGND.shape[1], call.query_BHND.shape[1] // call.key_BGND.shape[1]
+    mask_sXrK = piece.mask(call)
+    for group in range(0, groups, piece.key_heads):
+        g = slice(group, group + piece.key_heads)
+        h = slice(group * share, (group + piece.key_heads) * share)
+        mask, sink_h = mask_sXrK if mask_sXrK.shape[1] == 1 else mask_sXrK[:, h], call.sink_H
+        some = replace(call, query_BHND=call.query_BHND[:, h], key_BGND=call.key_BGND[:, g])
+        total_srK = _probabilities(some, piece, mask, None if sink_h is None else sink_h[h])
+        at_srC = piece.wanted_sC[:, None].expand(-1, total_srK.shape[1], -1)
+        sum_srC.add_(total_srK.gather(2, at_srC), alpha=weight)
 
 
-def _probabilities(query_hrD, key_gKD, columns_C, scale, bias_XrK, softcap, sink_h11) -> Tensor:
-    """[h, r, C] probabilities of one piece."""
-    heads, count, width = query_hrD.shape
-    groups, keys = key_gKD.shape[:2]
-    query = (query_hrD.float() * scale).view(groups, heads // groups * count, width)
-    key = key_gKD.float()
-    if not softcap:
+def _probabilities(call: KernelCall, piece: Piece, mask_sXrK: Tensor, sink_h: Tensor | None) -> Tensor:
+    """[s, r, K] probabilities summed over the call's heads."""
+    (s, r), keys = piece.rows_sr.shape, piece.keys_sK.shape[1]
+    heads, groups, width = call.query_BHND.shape[1], *call.key_BGND.shape[1::2]
+    key_BNGD, batch_s1 = call.key_BGND.transpose(1, 2), piece.batch_s[:, None]
+    query_srhD = call.query_BHND.transpose(1, 2)[batch_s1, piece.rows_sr]
+    query = _copied(query_srhD.transpose(1, 2)).view(s * groups, heads // groups * r, width)
+    key_sgKD = _copied(key_BNGD[batch_s1, piece.keys_sK].transpose(1, 2))
+    if not call.softcap:
         # The softmax does not see a logit that all keys share, but rounding does: large biases of q and k add hundreds
         # to every logit, of which fp32 keeps 1e-4. So keys are taken relative to one of them.
-        origin_g1D = key[:, columns_C[:1]]
-        key = key - origin_g1D
-        if sink_h11 is not None:
-            sink_h11 = sink_h11 - torch.bmm(query, origin_g1D.transpose(1, 2)).view(heads, count, 1)
-    logits = torch.bmm(query, key.transpose(1, 2)).view(heads, count, keys)
-    if softcap:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    if bias_XrK is not None:
-        logits.add_(bias_XrK)
-    top = logits.amax(-1, keepdim=True)
-    if sink_h11 is not None:
-        top = torch.maximum(top, sink_h11)
-    logits.sub_(top).exp_()
-    total = logits.sum(-1, keepdim=True)
-    if sink_h11 is not None:
-        total += torch.exp(sink_h11 - top)
-    return logits[..., columns_C] / total
+        origin_sgD1 = key_BNGD[piece.batch_s, piece.columns_sC[:, 0]][..., None]
+        key_sgKD.sub_(origin_sgD1.transpose(2, 3))
+    logits = query.new_empty(s * groups, heads // groups * r, keys)
+    logits.baddbmm_(query, key_sgKD.flatten(0, 1).transpose(1, 2), beta=0, alpha=call.scale)
+    logits = logits.view(s, heads, r, keys)
+    if call.softcap:
+        logits.div_(call.softcap).tanh_().mul_(call.softcap)
+    if mask_sXrK.dtype == torch.bool:
+        logits.masked_fill_(mask_sXrK, float("-inf"))
+    else:
+        logits.add_(mask_sXrK)
+    if sink_h is None:
+        return logits.softmax(-1).sum(1)
+    sink_shr1 = sink_h.float().view(1, heads, 1, 1)
+    if not call.softcap:
+        shift = torch.bmm(query, origin_sgD1.float().flatten(0, 1)).view(s, heads, r, 1)
+        sink_shr1 = sink_shr1 - shift * call.scale
+    return torch.cat([logits, sink_shr1.expand(s, heads, r, 1)], -1).softmax(-1)[..., :keys].sum(1)
 
 
-def chunk_sizes(
-    rows: int, groups: int, share: int, keys: int, width: int, max_bytes: int, device: str = "cpu"
-) -> tuple[int, int]:
-    """(rows, key heads) done at a time so that their buffers stay within ``max_bytes``.
+def _copied(tensor: Tensor) -> Tensor:
+    """A contiguous fp32 copy, by one kernel."""
+    return torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device).copy_(tensor)
 
-    For one row: logits and kept columns, two of K fp32 for each query head, the query twice, and 4 K of mask-making.
-    For each key head: its keys in fp32, twice.
-    """
-    per_row_head = share * (2 * keys + 2 * width) * 4
-    per_row = 4 * keys * 4
-    per_group = 2 * keys * width * 4
-    least = per_row + per_row_head + per_group
-    if max_bytes < least:
-        raise bad_value(
-            "max_bytes", max_bytes, f"at least {least} for {keys} keys and {share} query heads to a key head"
-        )
-    budget = max(min(max_bytes, CPU_CHUNK_BYTES), least) if device == "cpu" else max_bytes
-    r = max(1, min(rows, (budget - per_group) // (per_row + per_row_head)))
-    g = max(1, min(groups, (budget - r * per_row) // (r * per_row_head + per_group)))
-    return r, g
+
+def add_own_weights(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float) -> None:
+    """`add_head_sum` where the kernel itself makes the probabilities (eager attention)."""
+    assert call.weights_BHNN is not None
+    at = (piece.batch_s[:, None, None], slice(None), piece.rows_sr[:, :, None], piece.columns_sC[:, None])
+    sum_srC.add_(call.weights_BHNN[at].float().sum(-1), alpha=weight)
+
+
+def add_fused(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float) -> None:
+    """`add_head_sum` by the Triton kernels."""
+    from realad_verl.attention.triton_kernel import add_head_sum_triton
+
+    add_head_sum_triton(sum_srC, call, piece, weight)
+
+
+def fused_on(kernel: str, device: torch.device) -> bool:
+    """Whether ``kernel`` means the Triton kernels on this device. Raises UserError where they cannot run."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kernel == "triton" and ((device.type != "cuda" and not interpreted) or find_spec("triton") is None):
+        raise bad_value("readout.kernel", kernel, f"torch or auto (on {device.type} with what is installed here)")
+    return kernel == "triton" or (kernel == "auto" and device.type == "cuda" and find_spec("triton") is not None)

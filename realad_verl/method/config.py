@@ -41,6 +41,7 @@ class ReadoutConfig:
     query: "at" reads the query at a token's own position [ours], "before" the one that predicts the token.
     words: the anomaly words whose prompt tokens make S_T; case does not count, whole words only.
     max_bytes: bound on the read-out's extra memory in a forward pass, in bytes.
+    kernel: what computes the rows: "torch", "triton" (fused, CUDA only), or "auto", which is triton on CUDA.
     """
 
     layers: tuple[int, ...] | None = None
@@ -48,6 +49,7 @@ class ReadoutConfig:
     query: Literal["at", "before"] = "at"
     words: tuple[str, ...] = ("defect", "defects", "anomaly", "anomalies", "abnormal")
     max_bytes: int = 64 << 20
+    kernel: Literal["auto", "torch", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -63,6 +65,7 @@ class ReadoutConfig:
         if not self.words or not all(isinstance(word, str) and word.strip() for word in self.words):
             raise bad_value("readout.words", self.words, "a list of at least one word, none of them blank")
         _check_int("readout.max_bytes", self.max_bytes, low=1)
+        _check_choice("readout.kernel", self.kernel, ("auto", "torch", "triton"))
 
     def _check_heads(self) -> None:
         allowed = "a list of at least one [layer, head], each once, head >= 0, or null for all heads"

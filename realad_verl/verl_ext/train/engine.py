@@ -157,10 +157,12 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         return self._builders[key]
 
     def _readout(self, cfg: MethodConfig) -> AttentionReadout:
-        key = (cfg.readout.layers, cfg.readout.heads, cfg.readout.max_bytes)
+        of = cfg.readout
+        key = (of.layers, of.heads, of.max_bytes, of.kernel)
         if key not in self._readouts:
-            layers, heads, max_bytes = key
-            self._readouts[key] = AttentionReadout(self.module, layers, max_bytes, sites=verl_sites(), heads=heads)
+            self._readouts[key] = AttentionReadout(
+                self.module, of.layers, of.max_bytes, verl_sites(), of.kernel, of.heads
+            )
         return self._readouts[key]
 
     def _plan(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> list[EvidencePlan]:

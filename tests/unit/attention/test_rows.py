@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from realad_verl.attention.rows import chunk_sizes, head_sum
+from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.layout import Placement
+from realad_verl.attention.pieces import chunk_sizes, cut, piece_bytes
+from realad_verl.attention.rows import add_head_sum
 from realad_verl.errors import UserError
 
 N, H, G, D = 24, 6, 2, 8
@@ -22,6 +25,19 @@ def causal(rows):
     return torch.zeros(1, len(rows), N).masked_fill(torch.arange(N) > rows[:, None], float("-inf"))
 
 
+def head_sum(query, rows, key, columns, *, scale, softcap=0.0, sink=None, max_bytes=64 << 20):
+    """[R, C] of one sequence, in as many pieces as the bound asks for; causal."""
+    call = KernelCall(query[None], key[None], scale=scale, causal=True, softcap=softcap, sink_H=sink)
+    placed = Placement(0, rows, columns, 0, key.shape[1])
+    result = torch.zeros(len(rows), len(columns))
+    for piece in cut([placed], len(query), *key.shape[::2], max_bytes, query.device):
+        part = torch.zeros(*piece.rows_sr.shape, len(columns))
+        add_head_sum(part, call, piece, 1.0)
+        for (_, first, count, _), rows_rC in zip(piece.parts, part, strict=True):
+            result[first : first + count] += rows_rC[:count]
+    return result
+
+
 def textbook(query, key, *, softcap=0.0, sink=None):
     """[H, R, N] probabilities in float64."""
     logits = query.double()[:, ROWS] @ key.double().repeat_interleave(H // G, 0).transpose(1, 2) * 0.3
@@ -33,7 +49,7 @@ def textbook(query, key, *, softcap=0.0, sink=None):
     return logits.softmax(-1)[..., :N]
 
 
-@pytest.mark.parametrize("max_bytes", [1 << 30, 4000])
+@pytest.mark.parametrize("max_bytes", [1 << 30, 6000])
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_rows_equal_the_textbook(softcap, sinks, max_bytes):
@@ -41,7 +57,7 @@ def test_rows_equal_the_textbook(softcap, sinks, max_bytes):
     sink = torch.linspace(-1, 2, H) if sinks else None
     want = textbook(query, key, softcap=softcap, sink=sink)
     options = {"scale": 0.3, "softcap": softcap, "max_bytes": max_bytes}
-    full = head_sum(query, ROWS, key, COLUMNS, bias=causal, sink_H=sink, **options)
+    full = head_sum(query, ROWS, key, COLUMNS, sink=sink, **options)
     assert (full - want.sum(0)[:, COLUMNS]).abs().max() <= 2e-6
 
 
@@ -60,7 +76,7 @@ def test_an_offset_of_all_logits_costs_no_precision(offset, sinks, dtype):
         logits = torch.cat([logits, sink.double().expand(len(ROWS), 1)], -1)
     want = logits.softmax(-1)[:, COLUMNS]
     assert want.max() > 0.1
-    got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, bias=causal, sink_H=sink)
+    got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, sink=sink)
     assert (got - want).abs().max() <= (1e-3 if sinks and offset == 10000 else 3e-5)
 
 
@@ -85,16 +101,12 @@ class LiveBytes(TorchDispatchMode):
 def test_memory_stays_within_the_bound(max_bytes):
     torch.manual_seed(0)
     query, key, rows = torch.randn(12, 300, 16), torch.randn(4, 300, 16), torch.arange(300)
-    keys = torch.arange(300)
-
-    def bias(some):
-        return torch.zeros(1, len(some), 300).masked_fill(keys > some[:, None], float("-inf"))
-
     with LiveBytes() as memory:
-        result = head_sum(query, rows, key, torch.arange(100), scale=1.0, bias=bias, max_bytes=max_bytes)
+        result = head_sum(query, rows, key, torch.arange(100), scale=1.0, max_bytes=max_bytes)
     inputs = sum(x.untyped_storage().nbytes() for x in (query, key))  # views of them are made
     assert max_bytes < 12 * 300 * 300 * 4  # all at once would not fit
-    assert max_bytes / 8 < memory.peak <= max_bytes + inputs + result.nbytes
+    kept = 2 * 300 * 300  # masks, a byte for a row and key, and tables of positions, for the next layer
+    assert max_bytes / 8 < memory.peak <= max_bytes + inputs + result.nbytes + kept
 
 
 @given(
@@ -113,10 +125,10 @@ def test_pieces_fit_the_bound(rows, groups, share, keys, max_bytes, device):
         assert max_bytes < least
         return
     assert 1 <= r <= rows and 1 <= g <= groups
-    assert g * share * r * keys * 2 * 4 + g * keys * 64 * 4 <= max_bytes
+    assert piece_bytes(r, g, share, keys, 64) <= max_bytes
 
 
 def test_a_bound_too_small_names_the_least_that_is_needed():
     query, key = tensors()
     with pytest.raises(UserError, match=r"max_bytes = 100 is not allowed. Allowed: at least \d+ for 24 keys"):
-        head_sum(query, ROWS, key, COLUMNS, scale=1.0, bias=causal, max_bytes=100)
+        head_sum(query, ROWS, key, COLUMNS, scale=1.0, max_bytes=100)

@@ -39,9 +39,11 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype):
 
     from realad_verl.attention import triton_kernel
 
-    numbers = {"n_rows": "i32", "n_columns": "i32", "start": "i32", "stop": "i32", "left": "i32", "right": "i32"}
-    types = {"query": f"*{dtype}", "key": f"*{dtype}", "rows": "*i64", "columns": "*i64", "bias": "*fp32"}
-    types |= {"lse": "*fp32", "sink": "*fp32", "result": "*fp32", "scale": "fp32", "softcap": "fp32", **numbers}
+    numbers = dict.fromkeys(("n_rows", "n_columns", "left", "right"), "i32")
+    positions = ("rows", "columns", "batches", "starts", "stops", "counts", "row_counts", "column_counts")
+    types = {"query": f"*{dtype}", "key": f"*{dtype}", "mask": "*fp32", "lse": "*fp32", "sink": "*fp32"}
+    types |= {"result": "*fp32", "scale": "fp32", "softcap": "fp32", "weight": "fp32", **numbers}
+    types |= dict.fromkeys(positions, "*i64")
     constants = {"HEADS": 14, "SHARE": 7, "WIDTH": 80, "BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_D": 128}
     for kernel in (triton_kernel._lse_kernel, triton_kernel._columns_kernel):
         signature, fixed = {}, {}

@@ -1,4 +1,4 @@
-"""Cases for the fused kernels, against `rows.head_sum`: run by test_triton_kernel.py, interpreted or on a GPU.
+"""Cases for the fused kernels, against `rows.add_head_sum`: run by test_triton_kernel.py, interpreted or on a GPU.
 
 Not collected by itself: without a GPU, TRITON_INTERPRET=1 must be set before Triton is imported.
 """
@@ -7,98 +7,107 @@ import pytest
 import torch
 
 from realad_verl.attention import flash_reference
-from realad_verl.attention import triton_kernel as kernel
 from realad_verl.attention.calls import KernelCall
-from realad_verl.attention.layout import additive_mask
-from realad_verl.attention.rows import head_sum
+from realad_verl.attention.layout import RowRequest, place
+from realad_verl.attention.pieces import cut, whole
+from realad_verl.attention.rows import add_head_sum
+from realad_verl.attention.triton_kernel import add_head_sum_triton
 
-CUDA = torch.cuda.is_available()
-N, H, G = 90, 4, 2
-ROWS, COLUMNS = torch.tensor([89, *range(40, 75), 3]), torch.tensor([0, 2, *range(5, 85, 1), 89])
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+H, G, N = 4, 2, 90
 
 
-def made(width, dtype=torch.float32):
+def call_of(width: int, batch: int = 2, dtype: torch.dtype = torch.float32, **options) -> KernelCall:
     torch.manual_seed(0)
-    device = "cuda" if CUDA else "cpu"
-    query = 3 * torch.randn(N, H, width).to(device, dtype).transpose(0, 1)  # strides as in a packed kernel
-    key = torch.randn(N, G, width).to(device, dtype).transpose(0, 1)
-    return query, key, ROWS.to(device), COLUMNS.to(device)
+    query = 3 * torch.randn(batch, N, H, width).to(DEVICE, dtype).transpose(1, 2)  # strides as in a packed kernel
+    key = torch.randn(batch, N, G, width).to(DEVICE, dtype).transpose(1, 2)
+    options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    return KernelCall(query, key, scale=0.2, **{"causal": True, **options})
 
 
-def expected(query, key, rows, columns, keys, causal, window, softcap, sink):
-    call = KernelCall(query[None], key[None], scale=0.2, causal=causal, window=window)
-    positions = torch.arange(*keys, device=query.device)
-    return head_sum(
-        query,
-        rows,
-        key[:, keys[0] : keys[1]],
-        columns - keys[0],
-        scale=0.2,
-        bias=lambda some: additive_mask(call, 0, some, positions),
-        softcap=softcap,
-        sink_H=sink,
-    )
+def requests(packed: bool = False) -> list[RowRequest]:
+    """Ragged: unlike numbers of rows, columns and keys, one without a row."""
+    first = RowRequest(0, 0, 50, torch.tensor([49, *range(5, 40), 3]), torch.tensor([0, 2, *range(4, 48)]))
+    second = RowRequest(0 if packed else 1, 50, 40, torch.tensor([39, 12]), torch.arange(1, 9))
+    none = RowRequest(0, 0, 50, torch.tensor([], dtype=torch.long), torch.arange(3))
+    return [first, none, second]
+
+
+def both(call: KernelCall, wanted: list[RowRequest]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    placed = [place(request, call) for request in wanted]
+    found = []
+    for add, pieces in (
+        (add_head_sum, cut(placed, H, G, call.key_BGND.shape[3], 1 << 26, DEVICE)),
+        (add_head_sum_triton, whole(placed, G, DEVICE)),
+    ):
+        rows = {}
+        for piece in pieces:
+            part = torch.ones(*piece.rows_sr.shape, piece.columns_sC.shape[1], device=DEVICE)  # it is added to
+            add(part, call, piece, 0.5)
+            for (i, _, count, columns), sum_rC in zip(piece.parts, part, strict=True):
+                rows[i] = sum_rC[:count, :columns]
+        found.append([rows[i] for i in sorted(rows)])
+    return found[0], found[1]
+
+
+def check(call: KernelCall, wanted: list[RowRequest], within: float = 5e-6) -> None:
+    want, got = both(call, wanted)
+    assert len(got) == len(want) == 2
+    for one, other in zip(got, want, strict=True):
+        assert other.max() > 1.02
+        assert (one - other).abs().max() <= within
 
 
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize(
-    ("width", "causal", "window", "softcap"),
-    [(16, True, (-1, -1), 0.0), (24, True, (20, 0), 0.0), (8, True, (-1, -1), 2.0), (16, False, (9, 30), 0.0)],
+    ("width", "options"),
+    [
+        (16, {}),
+        (24, {"window": (20, 0)}),
+        (8, {"softcap": 2.0}),
+        (16, {"causal": False, "window": (9, 30)}),
+    ],
 )
-def test_full_softmax_equals_the_reference(width, causal, window, softcap, sinks):
-    query, key, rows, columns = made(width)
-    sink = torch.linspace(-1, 3, H, device=query.device) if sinks else None
-    options = {"causal": causal, "window": window, "softcap": softcap}
-    got = kernel.head_sum_triton(query, rows, key, columns, scale=0.2, keys=(0, N), sink_H=sink, **options)
-    want = expected(query, key, rows, columns, (0, N), sink=sink, **options)
-    assert want.max() > 0.1
-    assert (got - want).abs().max() <= 5e-6
+def test_kernel_calls_of_every_kind(width, options, sinks):
+    sink = torch.linspace(-1, 3, H) if sinks else None
+    check(call_of(width, sink_H=sink, **options), requests())
 
 
-def test_one_sequence_of_a_pack():
-    query, key, rows, columns = made(16)
-    rows, columns = rows[rows >= 40], columns[columns >= 35]
-    got = kernel.head_sum_triton(query, rows, key, columns, scale=0.2, keys=(35, N))
-    want = expected(query, key, rows, columns, (35, N), True, (-1, -1), 0.0, None)
-    assert (got - want).abs().max() <= 5e-6
-
-
-@pytest.mark.parametrize("per_head", [False, True])
-def test_log_sum_exp_and_mask_given(per_head):
-    query, key, rows, columns = made(16)
+@pytest.mark.parametrize("kind", ["bool", "additive", "per head"])
+def test_masks_of_the_kernel(kind):
     torch.manual_seed(1)
-    bias = torch.randn(H if per_head else 1, len(rows), N, device=query.device)
-    bias[:, :, 7] = float("-inf")
-    logits = query[:, rows].float() @ key.float().repeat_interleave(H // G, 0).transpose(1, 2) * 0.2 + bias
-    got = kernel.head_sum_triton(
-        query, rows, key, columns, scale=0.2, keys=(0, N), causal=False, bias_XRC=bias[..., columns],
-        lse_HR=logits.logsumexp(-1),
-    )  # fmt: skip
-    assert (got - logits.softmax(-1).sum(0)[:, columns]).abs().max() <= 5e-6
-    with pytest.raises(ValueError, match="log-sum-exp must be given"):
-        kernel.head_sum_triton(query, rows, key, columns, scale=0.2, keys=(0, N), bias_XRC=bias[..., columns])
+    visible = torch.ones(N, N).tril().bool() & (torch.rand(2, 1, N, N) > 0.1)
+    visible[..., 0] = True
+    mask = visible
+    if kind != "bool":
+        bias = torch.randn(2, H if kind == "per head" else 1, N, N)
+        mask = bias.masked_fill(~visible, torch.finfo(torch.float32).min)
+    check(call_of(16, mask=mask, causal=False), requests())
+
+
+def test_packed_sequences():
+    bounds = torch.tensor([0, 50, 90], dtype=torch.int32)
+    check(call_of(16, batch=1, cu_seqlens=bounds), requests(packed=True))
+
+
+def test_an_offset_of_all_logits_costs_no_precision():
+    call = call_of(16)
+    for states in (call.query_BHND, call.key_BGND):
+        states[..., 0] = (1000 / call.scale) ** 0.5
+    check(call, requests(), within=1e-5)
 
 
 def test_half_precision():
-    dtype = torch.bfloat16 if CUDA else torch.float16  # Triton's interpreter does no arithmetic on bfloat16
-    query, key, rows, columns = made(16, dtype)
-    got = kernel.head_sum_triton(query, rows, key, columns, scale=0.2, keys=(0, N))
-    want = expected(query, key, rows, columns, (0, N), True, (-1, -1), 0.0, None)
-    assert (got - want).abs().max() <= 2e-5
-
-
-def test_nothing_wanted():
-    query, key, rows, columns = made(16)
-    assert kernel.head_sum_triton(query, rows[:0], key, columns, scale=1.0, keys=(0, N)).shape == (0, len(columns))
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter does no bfloat16
+    check(call_of(16, dtype=dtype), requests(), within=2e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_a_reading_with_them(attention):
     from attention_models import assert_rows, causal_model, eager_attention, padded, read, requests_for
 
-    model, inputs, requests = causal_model("gemma3_text", attention), padded([12, 10], 12), requests_for([12, 10], 12)
-    device = "cuda" if CUDA else "cpu"
-    model, inputs = model.to(device), {name: value.to(device) for name, value in inputs.items()}
+    model, inputs, wanted = causal_model("gemma3_text", attention), padded([12, 10], 12), requests_for([12, 10], 12)
+    model, inputs = model.to(DEVICE), {name: value.to(DEVICE) for name, value in inputs.items()}
     with flash_reference.as_flash_attention_2():
-        rows, _ = read(model, requests, inputs, fused=True)
-        assert_rows([row.cpu() for row in rows], requests, eager_attention(model, **inputs).cpu(), within=5e-6)
+        rows, _ = read(model, wanted, inputs, kernel="triton")
+        assert_rows([row.cpu() for row in rows], wanted, eager_attention(model, **inputs).cpu(), within=5e-6)

@@ -1,0 +1,199 @@
+"""Requests cut and stacked into pieces that are computed together, and which keys each of their rows can see.
+
+s requests of a piece, r rows, C wanted columns, K keys, padded to the largest of the piece; H query heads, G key heads
+of width D. Padded rows and columns repeat real ones and are cut off in the end; padded keys are hidden.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.layout import Placement
+from realad_verl.errors import bad_value
+
+# Pieces that stay in a core's cache; larger ones are slower on CPU.
+CPU_CHUNK_BYTES = 4 << 20
+MASKS_KEPT = 4  # kinds of mask in one model: full and sliding attention, rarely more
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of some requests, in a kernel's coordinates.
+
+    Attributes:
+        parts: for each of the s: index of the request, its first row here, its number of rows and of columns.
+        batch_s: batch entries. rows_sr, columns_sC: token positions. start_s, stop_s: the keys in sight, [start, stop).
+        keys_sK: their token positions, padded by the last; wanted_sC: the columns' place among them.
+        n_rows_s, n_columns_s: how many are real. key_heads: how many key heads are done at a time.
+    """
+
+    parts: list[tuple[int, int, int, int]]
+    batch_s: Tensor
+    rows_sr: Tensor
+    columns_sC: Tensor
+    start_s: Tensor
+    stop_s: Tensor
+    n_rows_s: Tensor
+    n_columns_s: Tensor
+    keys_sK: Tensor
+    wanted_sC: Tensor
+    key_heads: int
+    masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    def mask(self, call: KernelCall) -> Tensor:
+        """[s, H or 1, r, K]: bool, True = hidden, or fp32 to add where the kernel's own mask is additive.
+
+        Built once for all layers of a forward that share mask, causality and window; one per head is not kept.
+        """
+        return self._kept(call, self._mask)
+
+    def additive_mask(self, call: KernelCall) -> Tensor:
+        """The same as fp32 to add, whatever the kernel's own mask is."""
+        return self._kept(call, self._added)
+
+    def _kept(self, call: KernelCall, make: Callable[[KernelCall], Tensor]) -> Tensor:
+        key = (id(call.mask), call.causal, call.window, make.__name__)
+        if key not in self.masks:
+            made = make(call)
+            if made.shape[1] > 1:
+                return made
+            if len(self.masks) == MASKS_KEPT:
+                self.masks.pop(next(iter(self.masks)))
+            self.masks[key] = (call.mask, made)  # with the kernel's, so that its id stays taken
+        return self.masks[key][1]
+
+    def _added(self, call: KernelCall) -> Tensor:
+        mask = self._mask(call)
+        if mask.dtype != torch.bool:
+            return mask
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
+
+    def _mask(self, call: KernelCall) -> Tensor:
+        keys_sK = self.keys_sK
+        along_K = torch.arange(keys_sK.shape[1], device=keys_sK.device)
+        hidden = (along_K >= (self.stop_s - self.start_s)[:, None])[:, None].expand(-1, self.rows_sr.shape[1], -1)
+        left, right = call.window
+        if call.causal:
+            right = 0
+        if left >= 0 or right >= 0:
+            back_srK = self.rows_sr[:, :, None] - keys_sK[:, None]  # how far the key lies before the query
+            if right >= 0:
+                hidden = hidden | (back_srK < -right)
+            if left >= 0:
+                hidden = hidden | (back_srK > left)
+        hidden = hidden[:, None]
+        if call.mask is None:
+            return hidden
+        batch_s = self.batch_s.clamp(max=call.mask.shape[0] - 1)
+        mask = call.mask[batch_s[:, None, None], :, self.rows_sr[:, :, None], keys_sK[:, None]].permute(0, 3, 1, 2)
+        return hidden | ~mask if mask.dtype == torch.bool else mask.float().masked_fill(hidden, float("-inf"))
+
+
+def cut(
+    placements: Sequence[Placement], heads: int, groups: int, width: int, max_bytes: int, device: torch.device
+) -> list[Piece]:
+    """The pieces that all rows of ``placements`` are done in, each within ``max_bytes`` (see `piece_bytes`).
+
+    Requests of like size share a piece, so that little is padded. Those without a row or column are in none.
+
+    Raises:
+        UserError: ``max_bytes`` does not hold one row of one key head.
+    """
+    wanted = [i for i, placed in enumerate(placements) if len(placed.rows) and len(placed.columns)]
+    pieces, pending = [], []
+
+    def size(some: list[int], key_heads: int = groups) -> int:
+        keys, rows = (max(of(placements[i]) for i in some) for of in (_keys, _rows))
+        return len(some) * piece_bytes(rows, key_heads, heads // groups, keys, width)
+
+    for i in sorted(wanted, key=lambda i: (_rows(placements[i]), _keys(placements[i]))):
+        if pending and size([*pending, i]) > _budget(max_bytes, device):
+            pieces.append(_piece(placements, [(j, 0, _rows(placements[j])) for j in pending], groups, device))
+            pending = []
+        if size([i]) <= _budget(max_bytes, device):
+            pending.append(i)
+            continue
+        rows, keys = _rows(placements[i]), _keys(placements[i])
+        r, g = chunk_sizes(rows, groups, heads // groups, keys, width, max_bytes, device.type)
+        parts = [(i, first, min(r, rows - first)) for first in range(0, rows, r)]
+        pieces += [_piece(placements, [part], g, device) for part in parts]
+    if pending:
+        pieces.append(_piece(placements, [(j, 0, _rows(placements[j])) for j in pending], groups, device))
+    return pieces
+
+
+def whole(placements: Sequence[Placement], groups: int, device: torch.device) -> list[Piece]:
+    """One piece of everything, for kernels that write nothing of size rows x keys; none where nothing is wanted."""
+    wanted = [i for i, placed in enumerate(placements) if len(placed.rows) and len(placed.columns)]
+    return [_piece(placements, [(i, 0, _rows(placements[i])) for i in wanted], groups, device)] if wanted else []
+
+
+def _rows(placed: Placement) -> int:
+    return len(placed.rows)
+
+
+def _keys(placed: Placement) -> int:
+    return placed.stop - placed.start
+
+
+def _piece(
+    placements: Sequence[Placement], parts: list[tuple[int, int, int]], key_heads: int, device: torch.device
+) -> Piece:
+    some = [placements[i] for i, _, _ in parts]
+
+    def padded(positions: list[Tensor]) -> Tensor:
+        longest = max(map(len, positions))
+        return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in positions]).to(device)
+
+    def numbers(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long).to(device)
+
+    columns_sC = padded([p.columns for p in some])
+    start_s, stop_s = numbers([p.start for p in some]), numbers([p.stop for p in some])
+    along_K = torch.arange(max(map(_keys, some)), device=device)
+    return Piece(
+        parts=[(i, first, count, len(p.columns)) for (i, first, count), p in zip(parts, some, strict=True)],
+        batch_s=numbers([p.batch for p in some]),
+        rows_sr=padded([p.rows[first : first + count] for (_, first, count), p in zip(parts, some, strict=True)]),
+        columns_sC=columns_sC,
+        start_s=start_s,
+        stop_s=stop_s,
+        keys_sK=torch.minimum(start_s[:, None] + along_K, stop_s[:, None] - 1),
+        wanted_sC=columns_sC - start_s[:, None],
+        n_rows_s=numbers([count for _, _, count in parts]),
+        n_columns_s=numbers([len(p.columns) for p in some]),
+        key_heads=key_heads,
+    )
+
+
+def _budget(max_bytes: int, device: torch.device) -> int:
+    return min(max_bytes, CPU_CHUNK_BYTES) if device.type == "cpu" else max_bytes
+
+
+def piece_bytes(rows: int, key_heads: int, share: int, keys: int, width: int) -> int:
+    """What one request takes beside inputs and result.
+
+    For one row and query head: logits and probabilities, 2 K, and the query twice; for one row: the mask while it is
+    made, 3 K, and the sum over heads, K; for one key head: its keys three times. All in fp32.
+    """
+    return 4 * (rows * (4 * keys + key_heads * share * (2 * keys + 2 * width)) + 3 * key_heads * keys * width)
+
+
+def chunk_sizes(
+    rows: int, groups: int, share: int, keys: int, width: int, max_bytes: int, device: str = "cpu"
+) -> tuple[int, int]:
+    """(rows, key heads) of one request done at a time, so that `piece_bytes` stays within ``max_bytes``."""
+    least = piece_bytes(1, 1, share, keys, width)
+    if max_bytes < least:
+        raise bad_value(
+            "max_bytes", max_bytes, f"at least {least} for {keys} keys and {share} query heads to a key head"
+        )
+    budget = max(min(max_bytes, CPU_CHUNK_BYTES), least) if device == "cpu" else max_bytes
+    a_group = 12 * keys * width
+    a_row = piece_bytes(1, 1, share, keys, width) - a_group
+    r = max(1, min(rows, (budget - a_group) // a_row))
+    g = max(1, min(groups, (budget - r * 16 * keys) // (a_group + r * share * 8 * (keys + width))))
+    return r, g
