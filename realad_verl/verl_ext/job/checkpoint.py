@@ -89,7 +89,8 @@ def is_run_or_checkpoint(path: Path) -> bool:
         return False
     folder = path.resolve()
     inside = folder.name == "actor" and STEP.fullmatch(folder.parent.name)
-    return bool(STEP.fullmatch(folder.name) or inside or any(folder.glob("global_step_*")))
+    of_run = all((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))  # which saved nothing, perhaps
+    return bool(STEP.fullmatch(folder.name) or inside or of_run or any(folder.glob("global_step_*")))
 
 
 def _require_whole(checkpoint: Checkpoint) -> None:

@@ -269,8 +269,10 @@ def test_mistakes(tmp_path, trained):
         export(run, tmp_path / "out", dtype="int8")
     with pytest.raises(UserError, match="is not empty"):
         export(run, run)
-    (run / "config.yaml").unlink()
     shutil.rmtree(run / "global_step_2")
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="no run folder with a whole checkpoint.*save_freq"):
+        resolve_model(str(run))
     checkpoint(run, trained, lora_only=True)
     (run / "config.yaml").unlink()
     with pytest.raises(UserError, match="adapter alone.*config.yaml"):
