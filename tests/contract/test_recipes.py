@@ -64,7 +64,10 @@ def test_verl_accepts(recipe):
 
 
 # Recipe, overrides that break it, words that one error must hold: the key, what is allowed, the way out.
+TAUGHT = "ours/qwen2_5_vl_7b_cgro_attention"
 BROKEN = [
+    (TAUGHT, ["distillation.enabled=true"], ["distillation.enabled = True", "realad.attention_loss.weight=0"]),
+    (TAUGHT, ["realad.attention_loss.power=-1"], ["realad.attention_loss.power", "> 0"]),
     (PAPER, ["trainer.n_gpus_per_node=0"], ["trainer.n_gpus_per_node = 0", ">= 1", "set it"]),
     (PAPER, ["+data.max_promt_length=512"], ["data.max_promt_length", "unknown key", "did you mean data.max_prompt_"]),
     (PAPER, ["custom_reward_function.path=r.py"], ["legacy", "reward.custom_reward_function.path instead"]),

@@ -28,6 +28,12 @@ def test_method_settings_reach_the_method():
         ({"w_acc": "high"}, ["realad.w_acc", "high"]),
         ({"w_fmt": float("inf")}, ["realad.w_fmt"]),
         ({"evidence": False}, ["realad.evidence", "w_cons=0"]),
+        (
+            {"evidence": False, "w_cons": 0, "attention_loss": {"weight": 1}},
+            ["realad.attention_loss.weight = 1", "made of"],
+        ),
+        ({"attention_loss": {"power": 0}}, ["realad.attention_loss.power", "> 0"]),
+        ({"attention_loss": {"wieght": 1}}, ["wieght", "weight"]),
         ({"log": {"every": -2}}, ["realad.log.every", "-2"]),
         ({"log": {"evry": 2}}, ["evry", "every"]),
         ({"method": {"scoring": {"tau_t": 2}}}, ["tau_t", "2"]),
