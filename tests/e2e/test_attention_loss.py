@@ -20,12 +20,19 @@ WATCHED = ("value", "anomalous", "normal", "taught", "peak", "entropy")
 
 
 def check_learns_from_maps(run: jobs.Run) -> None:
-    """The first step only fills the baseline; every later one has targets, a loss, and both alarms off or on."""
+    """The first step only fills the baseline; every later one has targets, a loss, and both alarms."""
     steps = run.steps()
     assert steps[1]["attention_loss/taught"] == 0 and steps[1]["attention_loss/value"] == 0
     for step in (2, 3, 4):
         assert steps[step]["attention_loss/taught"] > 0.5 and steps[step]["attention_loss/value"] > 0
         assert {steps[step][f"attention_loss/alarm_{name}"] for name in ("collapse", "self_confirmation")} <= {0, 1}
+
+
+def test_where_verl_skips_the_log_prob_pass_the_maps_come_from_the_evidence_pass(tmp_path, prepared):
+    bypass = ("+algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true")
+    run = jobs.train(tmp_path / "run", prepared, *SETTINGS, *bypass, "trainer.total_training_steps=4")
+    assert run.returncode == 0, run.stderr[-3000:]
+    check_learns_from_maps(run)
 
 
 @pytest.mark.parametrize("model", [(), LORA], ids=["full", "lora"])

@@ -18,7 +18,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import registered, require_active
 from realad_verl.verl_ext.repairs import position_ids
-from realad_verl.verl_ext.train import wire
+from realad_verl.verl_ext.train import attention_wire, wire
 
 
 class ConsistencyRewardMixin:
@@ -58,7 +58,7 @@ class ConsistencyRewardMixin:
         if output is None:
             return None
         keys = set(output.keys())
-        fields = [name for name in (wire.SUMMARY, *wire.DETAIL, "metrics") if name in keys]
+        fields = [name for name in (wire.SUMMARY, *wire.DETAIL, attention_wire.MAP, "metrics") if name in keys]
         return output.select(*fields).cpu()
 
 
