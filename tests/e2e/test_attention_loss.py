@@ -29,7 +29,7 @@ def check_learns_from_maps(run: jobs.Run) -> None:
 
 
 def test_where_verl_skips_the_log_prob_pass_the_maps_come_from_the_evidence_pass(tmp_path, prepared):
-    bypass = ("+algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true")
+    bypass = ("algorithm.rollout_correction.bypass_mode=true",)
     run = jobs.train(tmp_path / "run", prepared, *SETTINGS, *bypass, "trainer.total_training_steps=4")
     assert run.returncode == 0, run.stderr[-3000:]
     check_learns_from_maps(run)
