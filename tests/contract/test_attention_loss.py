@@ -118,6 +118,9 @@ def test_lora_gets_the_gradient_of_its_merged_weights(tmp_path):
             continue
         base = name.removeprefix("base_model.model.").replace(".lora_B.default.weight", ".weight")
         a = result["weights"][name.replace("lora_B", "lora_A")]
+        if base not in want:  # the last layer's values, say: no attention comes after them
+            assert not got.any(), name
+            continue
         scale = float(want[base].abs().max())
         assert (got - 2 * want[base] @ a.T).abs().max() <= 1e-5 * max(1.0, scale), name
         seen += scale > 0
