@@ -17,7 +17,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from realad_verl.backbones.pieces import token_pieces
 from realad_verl.localize import Localizer
 from realad_verl.method.config import MethodConfig
+from realad_verl.method.consistency import consistency_score
 from realad_verl.method.evidence import compute_evidence
+from realad_verl.method.spans import parse_response
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.verl_ext.train import wire
 
@@ -112,7 +114,7 @@ def check_against_eager(results: list[dict], method: MethodConfig, tolerance: fl
     for result in results:
         for i, sample in enumerate(result["samples"]):
             want, _ = eager_evidence(sample, method)
-            got = wire.unpack_summary(result["on"][wire.SUMMARY][i])
+            (got,) = wire.unpack_summaries(result["on"][wire.SUMMARY][i][None])
             detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
             if want is None:
                 assert got.problem == "no_reasoning" and got.jaccard is None
@@ -125,6 +127,26 @@ def check_against_eager(results: list[dict], method: MethodConfig, tolerance: fl
             assert torch.allclose(detail.map_HW.flatten(), want.anomaly_map_P, atol=tolerance)
             assert torch.allclose(detail.tokens[3], want.weights_R, atol=1e-4)
     assert seen >= 2
+
+
+def check_verdicts(results: list[dict], method: MethodConfig, n: int) -> None:
+    """What the worker made of label, answer and Jaccard, against the method's own functions on the decoded text."""
+    tokenizer, seen = AutoTokenizer.from_pretrained(str(tiny_model_dir())), []
+    for result in results:
+        fields = [torch.stack(result["on"][name]) for name in (wire.SUMMARY, wire.VERDICT)]
+        notes = [wire.unpack_notes(vector[None])[0] for vector in result["on"][wire.NOTES]]
+        rows = zip(result["samples"], wire.unpack_summaries(fields[0]), wire.unpack_verdicts(fields[1]), strict=True)
+        for (sample, summary, verdict), note in zip(rows, notes, strict=True):
+            label = {"yes": 1, "no": 0, "maybe": None}[sample["reward_model"]["ground_truth"]]
+            parsed = parse_response(tokenizer.decode(sample["responses"]), method.spans)
+            earned = consistency_score(summary.jaccard, label, parsed.well_formed, method.consistency)
+            right = label is not None and parsed.answer == ("no", "yes")[label]
+            assert verdict == wire.Verdict(label, right, earned)
+            i = int(2 * sample["extra_fields"]["reward_extra_info"]["format_reward"])
+            assert note == {"format_reward": i / 2, "realad_cut_tokens": float(i > 0), "realad_replaced": float(i == 1)}
+            seen.append(verdict)
+    assert len(seen) == n and {verdict.label for verdict in seen} == {0, 1, None}
+    assert {verdict.right for verdict in seen} == {True, False}
 
 
 def check_log_probs_bitwise_equal(results: list[dict]) -> None:
@@ -151,6 +173,7 @@ def test_padded_one_rank(tmp_path, job):
     results = run_ranks(tmp_path, **job)
     check_log_probs_bitwise_equal(results)
     check_against_eager(results, METHOD)
+    check_verdicts(results, METHOD, len(results[0]["samples"]))
 
 
 def test_padded_two_ranks(tmp_path):

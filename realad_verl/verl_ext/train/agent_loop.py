@@ -19,7 +19,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.tokenizer import get_processor_token_id
 
-from realad_verl.verl_ext.names import AGENT_LOOP, SEEDED_AGENT_LOOP
+from realad_verl.verl_ext.names import AGENT_LOOP, CUT, SEEDED_AGENT_LOOP
 from realad_verl.verl_ext.plugin import note
 
 
@@ -28,8 +28,6 @@ def sample_seed(seed: int, step: int, index: int, session: int) -> int:
     return zlib.crc32(f"{seed}/{step}/{index}/{session}".encode()) & 0x7FFFFFFF
 
 
-# In a sample's extra_fields: how many tokens were cut from its response. The trainer counts such samples.
-CUT = "realad_cut_tokens"
 MEDIA = ("image", "video", "audio")
 
 

@@ -15,11 +15,10 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from realad_verl.data.images import load_image
 from realad_verl.errors import UserError
+from realad_verl.verl_ext.names import REPLACED
 
 logger = logging.getLogger(__name__)
 
-# In extra_info of a row that stands in for another one: why the other could not be used. The trainer counts them.
-REPLACED = "realad_replaced"
 # What verl's dataset raises for a row of wrong content.
 BAD_ROW = (UserError, OSError, ValueError, TypeError, KeyError, AssertionError, Image.DecompressionBombError)
 

@@ -33,20 +33,21 @@ from realad_verl.verl_ext.train import weights, wire
 from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
 from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
 from realad_verl.verl_ext.train.sites import verl_sites
+from realad_verl.verl_ext.train.verdict import notes, verdicts
 
 logger = logging.getLogger(__name__)
 
 # The batch carries the request as JSON: {"method": {...MethodConfig...}, "detail": bool}. A string passes verl's
-# metadata untouched, and the worker needs no configuration of its own.
+# metadata untouched, and the worker needs no configuration of its own. A method of null: no read-out, notes only.
 REQUEST_KEY = "realad_evidence"
 
 
-def make_request(method: Mapping, detail: bool, attention_loss: AttentionLossConfig | None = None) -> str:
+def make_request(method: Mapping | None, detail: bool, attention_loss: AttentionLossConfig | None = None) -> str:
     """The value of ``REQUEST_KEY`` that turns the read-out on; ``detail`` also returns map and token weights.
 
     ``attention_loss``: also returns the maps that its targets are made of.
     """
-    request = {"method": dict(method), "detail": detail}
+    request = {"method": method and dict(method), "detail": detail}
     if attention_loss is not None:
         request["attention_loss"] = asdict(attention_loss)
     return json.dumps(request, sort_keys=True)
@@ -113,6 +114,10 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         if not request:
             return super().forward_step(micro_batch, loss_function, forward_only)
         parsed = json.loads(request)
+        if parsed["method"] is None:
+            loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+            output["model_output"].update(notes(micro_batch))
+            return loss, output
         started = time.perf_counter()
         builder = self._builder(parsed["method"])
         plans = self._plan(micro_batch, builder)
@@ -128,6 +133,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         if "attention_loss" in parsed:
             cfg = AttentionLossConfig(**parsed["attention_loss"])
             output["model_output"].update(self._teacher.maps(micro_batch, plans, rows, cfg))
+        output["model_output"].update(verdicts(micro_batch, evidences, builder) | notes(micro_batch))
         return loss, output
 
     def get_per_tensor_param(self, *args, **kwargs):

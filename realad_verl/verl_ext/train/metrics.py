@@ -5,6 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch
+from torch import Tensor
+
+from realad_verl.verl_ext.train import wire
 from realad_verl.verl_ext.train.wire import Summary
 
 CLASSES = {0: "normal", 1: "anomalous"}
@@ -14,7 +18,8 @@ CLASSES = {0: "normal", 1: "anomalous"}
 class ScoredSample:
     """One response with its label (0 normal, 1 anomalous) and the parts of its reward, unweighted.
 
-    ``other`` holds what the reward function returned beside the score (format_reward, accuracy_reward, ...).
+    ``other`` holds what the reward function returned beside the score (format_reward, accuracy_reward, ...); ``right``
+    is whether the answer equals the label.
     """
 
     label: int | None
@@ -22,6 +27,25 @@ class ScoredSample:
     consistency: float
     total: float
     other: dict[str, float]
+    right: bool = False
+
+
+def scored(
+    summaries: Tensor, verdicts: Tensor, notes: Tensor, rm_scores: Tensor, w_cons: float, real: Sequence[bool]
+) -> tuple[list[ScoredSample], Tensor]:
+    """A batch's samples, and its ``rm_scores`` [B, j] with ``w_cons`` R_cons on the last token of each real one.
+
+    The first three fields are the workers' (:mod:`.wire`). verl's copies (not ``real``) keep their scores.
+    """
+    judged = wire.unpack_verdicts(verdicts)
+    values, offsets = wire.flat(rm_scores)
+    values, offsets = values.clone(), offsets.to(torch.int64)
+    paid = torch.tensor([w_cons * v.consistency if is_real else 0.0 for v, is_real in zip(judged, real, strict=True)])
+    values[offsets[1:] - 1] += paid.to(values.dtype)
+    totals = torch.segment_reduce(values, "sum", offsets=offsets).tolist()
+    columns = (judged, wire.unpack_summaries(summaries), totals, wire.unpack_notes(notes))
+    samples = [ScoredSample(v.label, s, v.consistency, t, n, v.right) for v, s, t, n in zip(*columns, strict=True)]
+    return samples, torch.nested.nested_tensor_from_jagged(values, offsets)
 
 
 def step_metrics(samples: Sequence[ScoredSample]) -> dict[str, float]:

@@ -40,8 +40,8 @@ class SampleLogger:
         log = self.settings.log
         return bool(log.every and log.samples) and step % log.every == 0
 
-    def log(self, trainer, batch: KVBatchMeta, samples: Sequence[ScoredSample], responses: Sequence[str]) -> None:
-        """Write the chosen samples of ``batch`` (aligned with ``samples`` and ``responses``)."""
+    def log(self, trainer, batch: KVBatchMeta, samples: Sequence[ScoredSample]) -> None:
+        """Write the chosen samples of ``batch`` (aligned with ``samples``)."""
         if not self.due(trainer.global_steps):
             return
         chosen = self._choose(batch, samples)
@@ -52,7 +52,7 @@ class SampleLogger:
         folder.mkdir(parents=True, exist_ok=True)
         records = []
         for n, i in enumerate(chosen):
-            record = self._record(trainer, data, n, samples[i], responses[i])
+            record = self._record(trainer, data, n, samples[i])
             image = _image(data["raw_prompt"][n])
             if image is not None:
                 record["image"] = f"{n:02d}.png"
@@ -82,10 +82,11 @@ class SampleLogger:
         interleaved = [i for turn in _turns(list(by_class.values())) for i in turn]
         return interleaved[: self.settings.log.samples]
 
-    def _record(self, trainer, data, n: int, sample: ScoredSample, response: str) -> dict[str, Any]:
+    def _record(self, trainer, data, n: int, sample: ScoredSample) -> dict[str, Any]:
         """One sample as plain data, with the field names of ``realad evaluate``'s results."""
         detail = wire.unpack_detail(data["evidence_map"][n], data["evidence_tokens"][n])
         pieces = token_pieces(trainer.tokenizer, data["responses"][n].tolist())
+        response = trainer.tokenizer.decode(data["responses"][n], skip_special_tokens=True)
         parsed = parse_response(response, self.settings.method.spans)
         info = wire.payload(data["extra_info"][n]) or {}
         tokens = [

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
@@ -28,21 +27,16 @@ from verl.trainer.ppo.v1 import (
     register_trainer,
 )
 
-from realad_verl.method.consistency import consistency_score
-from realad_verl.method.labels import read_label
-from realad_verl.method.spans import parse_response
-from realad_verl.verl_ext.names import TRAINERS
+from realad_verl.verl_ext.names import CUT, ENGINE, REPLACED, TRAINERS
 from realad_verl.verl_ext.plugin import note, require_active
 from realad_verl.verl_ext.run_folder import heartbeat
 from realad_verl.verl_ext.run_folder.cause import in_one_line
 from realad_verl.verl_ext.run_folder.checkpoints import mark_complete, unmark
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.train import wire
-from realad_verl.verl_ext.train.agent_loop import CUT
 from realad_verl.verl_ext.train.attention_targets import Alarms, asking_for_loss, write_targets
-from realad_verl.verl_ext.train.dataset import REPLACED
 from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
-from realad_verl.verl_ext.train.metrics import ScoredSample, step_metrics
+from realad_verl.verl_ext.train.metrics import ScoredSample, scored, step_metrics
 from realad_verl.verl_ext.train.samples import SampleLogger
 from realad_verl.verl_ext.train.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
 
@@ -117,23 +111,15 @@ class CGROMixin:
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
-        """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows.
-
-        ``extra_fields`` holds the prompt's image too, so it is read here once a step and what is wanted of it kept.
-        """
-        fields = ["extra_info", "extra_fields", *(["index"] if self.realad.deterministic else [])]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        extra = [each or {} for each in _by_sample(data["extra_fields"])]
-        self._reward_parts = {key: _reward_parts(each) for key, each in zip(batch.keys, extra, strict=True)}
-        # What is not as asked for. verl fills the places of dropped samples with copies without weight.
-        prompts = self.config.data.train_batch_size // self.parameter_sync_step
-        self._counts["rollout/dropped"] += prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys)
-        self._counts["rollout/cut"] += sum(bool(each.get(CUT)) for each in extra)
-        self._counts["rollout/replaced"] += sum(REPLACED in (i or {}) for i in _by_sample(data["extra_info"]))
+        """Samples come in the order in which they finished; with ``realad.deterministic`` in that of their rows."""
         if self.realad.deterministic:
-            rows = [int(row) for row in _by_sample(data["index"])]
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
+            rows = [int(wire.payload(row)) for row in data["index"]]
             places = [key.rsplit("_", 2)[1:] for key in batch.keys]
             batch.reorder(sorted(range(len(rows)), key=lambda i: (rows[i], *map(int, places[i]))))
+        # verl fills the places of dropped samples with copies without weight.
+        prompts = self.config.data.train_batch_size // self.parameter_sync_step
+        self._counts["rollout/dropped"] += prompts * self.config.actor_rollout_ref.rollout.n - len(batch.keys)
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -170,23 +156,27 @@ class CGROMixin:
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's old log-probs with the read-out on, then the consistency part of the reward."""
         self._beat("log-probs and evidence")
-        if not self.realad.evidence:
-            return super()._compute_old_log_prob(batch, metrics)
         bypass = (self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False)
+        if self.config.actor_rollout_ref.model.model_type != ENGINE or (bypass and not self.realad.evidence):
+            return super()._compute_old_log_prob(batch, metrics)
         with self._reading(batch):
             if bypass:
                 self._evidence_pass(batch)
             batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(REQUEST_KEY, None)
-        self._add_consistency(batch, metrics)
+        if self.realad.evidence:
+            self._add_consistency(batch, metrics)
+        else:
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[wire.NOTES])
+            self._count_lost(batch, wire.unpack_notes(data[wire.NOTES]))
         return batch
 
     @contextmanager
     def _reading(self, batch: KVBatchMeta):
         """Ask for evidence in this call only: the reference pass may go through the same worker method."""
-        detail = self.sample_logger.due(self.global_steps)
-        loss = self.realad.attention_loss
-        batch.extra_info[REQUEST_KEY] = make_request(self.realad.method_dict(), detail, loss if loss.weight else None)
+        method = self.realad.method_dict() if self.realad.evidence else None
+        detail, loss = self.sample_logger.due(self.global_steps), self.realad.attention_loss
+        batch.extra_info[REQUEST_KEY] = make_request(method, detail, loss if loss.weight else None)
         try:
             yield
         finally:
@@ -199,54 +189,35 @@ class CGROMixin:
         self.actor_rollout_wg.compute_evidence(batch)
 
     def _add_consistency(self, batch: KVBatchMeta, metrics: dict) -> None:
-        """Score every sample, add the weighted consistency reward to its last token's ``rm_scores``, log."""
-        started = time.perf_counter()
-        fields = [wire.SUMMARY, "rm_scores", "responses", "reward_model"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        real = [not tag.get("is_padding", False) for tag in batch.tags]
-        responses = self._texts(data["responses"])
-        samples, scores = [], []
-        columns = (_by_sample(data[field]) for field in (wire.SUMMARY, "rm_scores", "reward_model"))
-        for key, is_real, text, vector, old, truth in zip(batch.keys, real, responses, *columns, strict=True):
-            summary, label = wire.unpack_summary(vector), _label(truth)
-            consistency = self._consistency(summary, label, text)
-            score = old.clone()
-            if is_real:
-                score[-1] += self.realad.w_cons * consistency
-            scores.append(score)
-            other = self._reward_parts.get(key, {})  # verl's copies have none
-            samples.append(ScoredSample(label, summary, consistency, float(score.sum()), other))
-        if self.realad.w_cons:
-            written = TensorDict({"rm_scores": wire.jagged(scores)}, batch_size=len(scores))
-            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
-        if self.realad.attention_loss.weight:
-            metrics.update(self._write_targets(batch, real, samples, responses))
-        self._scored += [sample for sample, is_real in zip(samples, real, strict=True) if is_real]
-        self._counts["evidence/reward_seconds"] += time.perf_counter() - started
-        self.sample_logger.log(self, batch, samples, responses)
+        """Add the weighted consistency reward to every sample's last token in ``rm_scores``, and log.
 
-    def _write_targets(self, batch: KVBatchMeta, real: list[bool], samples: list[ScoredSample], texts: list[str]):
+        The workers have judged the samples; per sample this is a few numbers, whatever its length.
+        """
+        started = time.perf_counter()
+        fields = [wire.SUMMARY, wire.VERDICT, wire.NOTES, "rm_scores"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        samples, scores = scored(*(data[field] for field in fields), self.realad.w_cons, _real(batch))
+        if self.realad.w_cons:
+            written = TensorDict({"rm_scores": scores}, batch_size=len(batch.keys))
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
+        self._count_lost(batch, [sample.other for sample in samples])
+        if self.realad.attention_loss.weight:
+            metrics.update(self._write_targets(batch, samples))
+        self._scored += [sample for sample, is_real in zip(samples, _real(batch), strict=True) if is_real]
+        self._counts["evidence/reward_seconds"] += time.perf_counter() - started
+        self.sample_logger.log(self, batch, samples)
+
+    def _write_targets(self, batch: KVBatchMeta, samples: list[ScoredSample]) -> dict[str, float]:
         """The attention loss's targets; returns its metrics."""
-        answers = [read_label(parse_response(text, self.realad.method.spans).answer) for text in texts]
-        right = [answer == sample.label for answer, sample in zip(answers, samples, strict=True)]
-        metrics = write_targets(batch, real, samples, right, self.realad.attention_loss)
+        right = [sample.right for sample in samples]
+        metrics = write_targets(batch, _real(batch), samples, right, self.realad.attention_loss)
         return metrics | self._attention_alarms(metrics)
 
-    def _consistency(self, summary: wire.Summary, label: int | None, text: str) -> float:
-        if label is None:
-            return 0.0
-        method = self.realad.method
-        parsed = parse_response(text, method.spans)
-        return consistency_score(
-            summary.jaccard,
-            label,
-            well_formed=parsed.well_formed,
-            accurate=read_label(parsed.answer) == label,
-            cfg=method.consistency,
-        )
-
-    def _texts(self, responses: torch.Tensor) -> list[str]:
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.unbind()]
+    def _count_lost(self, batch: KVBatchMeta, notes: list[dict[str, float]]) -> None:
+        """Responses that are not what was asked for; takes them out of ``notes``."""
+        for name, key in (("rollout/cut", CUT), ("rollout/replaced", REPLACED)):
+            found = [note.pop(key, 0.0) for note in notes]
+            self._counts[name] += sum(value for value, is_real in zip(found, _real(batch), strict=True) if is_real)
 
     def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
@@ -258,20 +229,9 @@ class CGROMixin:
         return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
 
 
-def _by_sample(field) -> list:
-    """A batch's field as one item a sample. Split once: indexing a jagged tensor walks the whole batch every time."""
-    return list(field.unbind()) if isinstance(field, torch.Tensor) else [wire.payload(item) for item in field]
-
-
-def _reward_parts(extra_fields: dict) -> dict[str, float]:
-    """What the reward function returned beside the score."""
-    parts = extra_fields.get("reward_extra_info") or {}
-    return {name: float(v) for name, v in parts.items() if isinstance(v, int | float) and name != "score"}
-
-
-def _label(reward_model) -> int | None:
-    """0, 1, or None where the row has no ground truth that is a label."""
-    return read_label(reward_model.get("ground_truth")) if isinstance(reward_model, dict) else None
+def _real(batch: KVBatchMeta) -> list[bool]:
+    """Which samples are responses of their own rather than verl's copies, which fill up the batch."""
+    return [not tag.get("is_padding", False) for tag in batch.tags]
 
 
 @register_trainer("cgro_sync")

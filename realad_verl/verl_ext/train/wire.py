@@ -1,20 +1,25 @@
 """Evidence on its way from the worker to the trainer: small float vectors, one a sample and field.
 
 verl moves worker outputs through TransferQueue as jagged tensors with one ragged dimension, and hands equal-length
-samples back as one dense tensor. So each field is one vector a sample, never empty, and :func:`unpack` accepts both.
+samples back as one dense tensor. So each field is one vector a sample, never empty, and what unpacks accepts both.
 
 | field              | floats            | content                                                            |
 |--------------------|-------------------|--------------------------------------------------------------------|
 | evidence_summary   | 6                 | Jaccard (NaN: none), reasoning tokens, kept, fallback, problem, ms |
 | evidence_map       | 2 + P             | grid rows, grid columns, the anomaly map (P = 0 where there is none) |
 | evidence_tokens    | 1 + 5 R           | R, then token index in the response, S_T, S_I, weight, kept        |
+| evidence_verdict   | 3                 | label (NaN: none), whether the answer is right, R_cons             |
+| rollout_notes      | bytes, not floats | JSON: parts of the reward by name, whether it was cut or replaced  |
 
-The reward needs the summary alone (24 bytes a sample). Map and tokens are for logging, sent only when asked for.
+The reward needs the verdict (12 bytes a sample), the metrics the summary (24) and the notes (some 100). Map and tokens
+are for logging, sent only when asked for.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +28,8 @@ from realad_verl.method.evidence import Evidence
 
 SUMMARY = "evidence_summary"
 DETAIL = ("evidence_map", "evidence_tokens")
+VERDICT = "evidence_verdict"
+NOTES = "rollout_notes"
 # Wire codes of Evidence.problem; 0 means none. Append only: the number is what travels.
 PROBLEMS = (
     None,
@@ -50,6 +57,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """``label`` 0, 1 or None; whether the answer equals it; ``consistency``: R_cons, without its weight."""
+
+    label: int | None
+    right: bool
+    consistency: float
+
+
+@dataclass(frozen=True)
 class Detail:
     """What a picture of one sample needs. ``tokens``: [5, R] index, S_T, S_I, weight, kept; ``map_HW`` None: no map."""
 
@@ -65,9 +81,12 @@ def pack_summary(evidence: Evidence, milliseconds: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def unpack_summary(vector: Tensor) -> Summary:
-    """The inverse of :func:`pack_summary`."""
-    jaccard, n_reasoning, n_kept, fallback, problem, milliseconds = vector.tolist()
+def unpack_summaries(field: Tensor) -> list[Summary]:
+    """A batch's summaries; the inverse of :func:`pack_summary`, for all samples at once."""
+    return [_summary(*row) for row in rows(field).tolist()]
+
+
+def _summary(jaccard, n_reasoning, n_kept, fallback, problem, milliseconds) -> Summary:
     return Summary(
         jaccard=None if math.isnan(jaccard) else jaccard,
         n_reasoning=int(n_reasoning),
@@ -76,6 +95,29 @@ def unpack_summary(vector: Tensor) -> Summary:
         problem=PROBLEMS[int(problem)],
         milliseconds=milliseconds,
     )
+
+
+def pack_verdict(verdict: Verdict) -> Tensor:
+    """[3] float32."""
+    label = math.nan if verdict.label is None else verdict.label
+    return torch.tensor([label, verdict.right, verdict.consistency], dtype=torch.float32)
+
+
+def unpack_verdicts(field: Tensor) -> list[Verdict]:
+    """A batch's verdicts; the inverse of :func:`pack_verdict`."""
+    return [Verdict(None if math.isnan(y) else int(y), bool(right), cons) for y, right, cons in rows(field).tolist()]
+
+
+def pack_notes(notes: Mapping[str, float]) -> Tensor:
+    """[bytes] uint8."""
+    return torch.frombuffer(bytearray(json.dumps(notes).encode()), dtype=torch.uint8)
+
+
+def unpack_notes(field: Tensor) -> list[dict[str, float]]:
+    """A batch's notes; the inverse of :func:`pack_notes`."""
+    values, offsets = flat(field)
+    text, ends = values.numpy().tobytes(), offsets.tolist()
+    return [json.loads(text[start:end]) for start, end in pairwise(ends)]
 
 
 def pack_detail(evidence: Evidence, reasoning: Sequence[int]) -> dict[str, Tensor]:
@@ -100,6 +142,19 @@ def unpack_detail(map_vector: Tensor, token_vector: Tensor) -> Detail:
 def jagged(vectors: Sequence[Tensor]) -> Tensor:
     """One vector a sample as the jagged tensor that verl wants in ``model_output``."""
     return torch.nested.as_nested_tensor(list(vectors), layout=torch.jagged)
+
+
+def flat(field: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples of a jagged or dense field one after the other, and where each begins and the last ends [B + 1]."""
+    if field.is_nested:
+        return field.values(), field.offsets()
+    return field.reshape(-1), torch.arange(field.shape[0] + 1) * (field.numel() // max(field.shape[0], 1))
+
+
+def rows(field: Tensor) -> Tensor:
+    """[B, n] of a field whose samples all have n values, jagged or dense."""
+    values, offsets = flat(field)
+    return values.reshape(len(offsets) - 1, -1)
 
 
 def payload(item):

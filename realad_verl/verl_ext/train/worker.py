@@ -58,7 +58,8 @@ class ConsistencyRewardMixin:
         if output is None:
             return None
         keys = set(output.keys())
-        fields = [name for name in (wire.SUMMARY, *wire.DETAIL, attention_wire.MAP, "metrics") if name in keys]
+        wanted = (wire.SUMMARY, wire.VERDICT, wire.NOTES, *wire.DETAIL, attention_wire.MAP, "metrics")
+        fields = [name for name in wanted if name in keys]
         return output.select(*fields).cpu()
 
 

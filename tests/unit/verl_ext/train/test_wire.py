@@ -29,14 +29,15 @@ def _evidence(r=3, grid=(2, 3), jaccard=0.25, problem=None) -> Evidence:
 
 @pytest.mark.parametrize("jaccard", [0.0, 0.25, 1.0, None])
 def test_summary_round_trip(jaccard):
-    got = wire.unpack_summary(wire.pack_summary(_evidence(jaccard=jaccard), 2.5))
+    (got,) = wire.unpack_summaries(wire.pack_summary(_evidence(jaccard=jaccard), 2.5)[None])
     assert (got.jaccard, got.n_reasoning, got.n_kept, got.fallback, got.problem) == (jaccard, 3, 1, False, None)
     assert got.milliseconds == 2.5
 
 
 @pytest.mark.parametrize("problem", [p for p in wire.PROBLEMS if p])
 def test_every_problem_travels(problem):
-    assert wire.unpack_summary(wire.pack_summary(_evidence(jaccard=None, problem=problem), 0)).problem == problem
+    vector = wire.pack_summary(_evidence(jaccard=None, problem=problem), 0)
+    assert wire.unpack_summaries(vector[None])[0].problem == problem
 
 
 def test_every_problem_of_the_evidence_has_a_code():
