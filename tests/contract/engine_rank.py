@@ -67,7 +67,6 @@ def make_samples(model_dir: str, n: int, equal: bool):
                 "loss_mask": torch.ones_like(responses),
                 "reward_model": {"ground_truth": ("no", "yes")[i % 2]},
                 "multi_modal_inputs": multi_modal,
-                "reward_model": {"ground_truth": ("yes", "no", "maybe")[i % 3]},
                 "extra_fields": {"reward_extra_info": {"score": 2.0, "format_reward": i / 2}, "realad_cut_tokens": i},
                 "extra_info": {"realad_replaced": "why"} if i == 1 else {},
             }

@@ -137,15 +137,15 @@ def check_verdicts(results: list[dict], method: MethodConfig, n: int) -> None:
         notes = [wire.unpack_notes(vector[None])[0] for vector in result["on"][wire.NOTES]]
         rows = zip(result["samples"], wire.unpack_summaries(fields[0]), wire.unpack_verdicts(fields[1]), strict=True)
         for (sample, summary, verdict), note in zip(rows, notes, strict=True):
-            label = {"yes": 1, "no": 0, "maybe": None}[sample["reward_model"]["ground_truth"]]
+            label = {"yes": 1, "no": 0}[sample["reward_model"]["ground_truth"]]
             parsed = parse_response(tokenizer.decode(sample["responses"]), method.spans)
             earned = consistency_score(summary.jaccard, label, parsed.well_formed, method.consistency)
-            right = label is not None and parsed.answer == ("no", "yes")[label]
+            right = parsed.answer == ("no", "yes")[label]
             assert verdict == wire.Verdict(label, right, earned)
             i = int(2 * sample["extra_fields"]["reward_extra_info"]["format_reward"])
             assert note == {"format_reward": i / 2, "realad_cut_tokens": float(i > 0), "realad_replaced": float(i == 1)}
             seen.append(verdict)
-    assert len(seen) == n and {verdict.label for verdict in seen} == {0, 1, None}
+    assert len(seen) == n and {verdict.label for verdict in seen} == {0, 1}
     assert {verdict.right for verdict in seen} == {True, False}
 
 
