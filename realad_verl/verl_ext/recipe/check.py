@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.recipe.check_attention import attention_loss_pairs
+from realad_verl.verl_ext.recipe.check_cluster import CLUSTER
 from realad_verl.verl_ext.recipe.check_keys import legacy_keys, unknown_keys
 from realad_verl.verl_ext.recipe.check_pairs import PAIRS
 from realad_verl.verl_ext.recipe.check_rules import ARITHMETIC, counts_are_positive
@@ -39,7 +40,8 @@ def check_config(config: DictConfig, *, verl: bool = True) -> list[Problem]:
     counts = list(counts_are_positive(setup))
     problems += counts
     if not counts:
-        problems += [problem for rule in (*ARITHMETIC, *PAIRS, attention_loss_pairs) for problem in rule(setup)]
+        rules = (*ARITHMETIC, *PAIRS, *CLUSTER, attention_loss_pairs)
+        problems += [problem for rule in rules for problem in rule(setup)]
     if verl and not any(p.level == "error" for p in problems):
         problems += verl_problems(config)
     return sorted(problems, key=lambda p: p.level != "error")

@@ -20,6 +20,8 @@ OPEN = (
     "actor_rollout_ref.rollout.engine_kwargs.trtllm",
     "ray_kwargs.ray_init.runtime_env",
 )
+# Keys that verl reads from a mapping of its own which neither YAML nor dataclass names.
+READ_ANYWAY = {"fsdp_config.wrap_policy": {"transformer_layer_cls_to_wrap", "disable"}}
 LEGACY = {
     "reward_model": "reward.reward_model",
     "custom_reward_function": "reward.custom_reward_function",
@@ -63,6 +65,9 @@ def _extra(known: Mapping[Any, Any], where: str) -> set[str]:
 
         # Beside its signature, ray.init reads private settings with a leading underscore.
         return set(inspect.signature(ray.init).parameters) | {"_node_ip_address", "_temp_dir", "_system_config"}
+    read = (keys for end, keys in READ_ANYWAY.items() if where.endswith(end))
+    if (keys := next(read, None)) is not None:
+        return keys
     target = known.get("_target_")
     return {f.name for f in fields(get_class(target))} if isinstance(target, str) else set()
 

@@ -3,28 +3,14 @@
 Everything here is an ESTIMATE from sizes, printed with its formula; none of it was measured on a GPU.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
+from realad_verl.verl_ext.recipe.estimate_speed import speed
+from realad_verl.verl_ext.recipe.plan_lines import DTYPE_BYTES, GIB, MIB, Line
 from realad_verl.verl_ext.recipe.problem import Setup
-
-GIB, MIB = 1024**3, 1024**2
-DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
-# Dense bf16 peak in TFLOP/s, and the share of it that training and prefill reach in public reports for such models.
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0}
-USUAL_MFU = 0.35
-
-
-@dataclass(frozen=True)
-class Line:
-    """One quantity: what it is, its value in ``unit``, and the formula with the numbers in it."""
-
-    name: str
-    value: float
-    unit: str
-    formula: str
 
 
 @dataclass(frozen=True)
@@ -40,9 +26,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            group: [
-                {"name": x.name, "value": x.value, "unit": x.unit, "formula": x.formula} for x in getattr(self, group)
-            ]
+            group: [{key: v for key, v in asdict(x).items() if v is not None} for x in getattr(self, group)]
             for group in ("processes", "batches", "memory", "disk", "speed")
         }
 
@@ -54,17 +38,17 @@ class Plan:
             ("batches", self.batches),
             ("memory per GPU (estimate)", self.memory),
             ("disk (estimate)", self.disk),
-            ("speed (estimate)", self.speed),
+            ("a step (estimate, fast to slow)", self.speed),
         ):
             parts.append(f"{group}:")
-            parts += [f"  {x.name:<28}{x.value:>12,.1f} {x.unit:<12} = {x.formula}" for x in lines]
+            parts += [line.text() for line in lines]
         return "\n".join(parts)
 
 
 def plan(config: DictConfig) -> Plan:
     """The plan of a composed recipe; no memory, disk and speed where the model's sizes are not known (a hub id)."""
     setup = Setup(config)
-    return Plan(_processes(setup), _batches(setup), _memory(setup), _disk(setup), _speed(setup))
+    return Plan(_processes(setup), _batches(setup), _memory(setup), _disk(setup), speed(setup))
 
 
 def _processes(s: Setup) -> list[Line]:
@@ -108,7 +92,12 @@ def _memory(s: Setup) -> list[Line]:
         for line, moved in zip(sharded, (fsdp.param_offload, True, fsdp.optimizer_offload), strict=True)
         if not moved
     ]
-    lines = [*sharded, *passing, Line("peak of an update", update, "GiB", "sum of the above")]
+    lines = [
+        *sharded,
+        *passing,
+        Line("peak of an update", update, "GiB", "sum of the above"),
+        *_log_probs(s, sharded[0]),
+    ]
     if s.is_separate and not s.get("actor_rollout_ref.hybrid_engine"):
         return lines
     names = " + ".join(line.name for line in stays) or "nothing: all offloaded to host memory"
@@ -145,6 +134,26 @@ def _passing(s: Setup) -> list[Line]:
         Line("logits", tokens * m.vocabulary * 4 * 2 / GIB, "GiB", f"{tokens:,.0f} x vocabulary {m.vocabulary} x 8 B"),
     ]
     return [*lines, _readout(s)] if s.evidence else lines
+
+
+def _log_probs(s: Setup, weights: Line) -> list[Line]:
+    """What the log-prob forward needs: no gradients, but the logits of a batch that is often larger."""
+    m = s.facts
+    assert m is not None
+    tokens = _log_prob_tokens(s)
+    formula = f"{tokens:,.0f} x vocabulary {m.vocabulary} x 6 B (bf16, and fp32 for the entropy)"
+    logits = Line("log-prob logits", tokens * m.vocabulary * 6 / GIB, "GiB", formula)
+    parts = [weights, logits, *([_readout(s)] if s.evidence else [])]
+    names = " + ".join(part.name for part in parts)
+    return [logits, Line("peak of log-probs", sum(part.value for part in parts), "GiB", names)]
+
+
+def _log_prob_tokens(s: Setup) -> float:
+    """Tokens of one log-prob micro-batch on one rank."""
+    if s.rollout.log_prob_use_dynamic_bsz:
+        return s.rollout.log_prob_max_token_len_per_gpu
+    longest = s.config.data.max_prompt_length + s.config.data.max_response_length
+    return (s.rollout.log_prob_micro_batch_size_per_gpu or 1) * longest / s.ulysses
 
 
 def _rollout(s: Setup) -> list[Line]:
@@ -201,23 +210,6 @@ def _readout(s: Setup) -> Line:
     rows = _micro_sequences(s) * longest * image * 4
     formula = f"{bound / 2**20:.0f} MiB (readout.max_bytes) + rows: responses x {longest} x {image} x 4 B"
     return Line("read-out", (bound + rows) / GIB, "GiB", formula)
-
-
-def _speed(s: Setup) -> list[Line]:
-    m = s.facts
-    if m is None or s.config.trainer.device == "cpu":
-        return []
-    # 6 FLOP a parameter and token for an update, 2 for the log-prob forward.
-    flop = 8 * m.parameters
-    return [
-        Line(
-            f"trained tokens/s on {name}",
-            s.n_gpus * peak * 1e12 * USUAL_MFU / flop,
-            "tokens/s",
-            f"{s.n_gpus} x {peak:g} TFLOP/s x {USUAL_MFU} / (8 x {m.parameters:.3g})",
-        )
-        for name, peak in PEAK_TFLOPS.items()
-    ]
 
 
 def _trained_parameters(s: Setup) -> float:
