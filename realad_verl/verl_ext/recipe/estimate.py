@@ -225,6 +225,9 @@ def _trained_parameters(s: Setup) -> float:
 
 
 def _micro_sequences(s: Setup) -> int:
+    if s.rollout.log_prob_use_dynamic_bsz:
+        longest = s.config.data.max_prompt_length + s.config.data.max_response_length
+        return max(1, s.rollout.log_prob_max_token_len_per_gpu * s.ulysses // longest)
     return s.rollout.log_prob_micro_batch_size_per_gpu or s.actor.ppo_micro_batch_size_per_gpu or 1
 
 

@@ -1,7 +1,8 @@
 """Metrics of one step from its samples: reward parts, Jaccard and evidence, by class."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from realad_verl.verl_ext.train import wire
 from realad_verl.verl_ext.train.wire import Summary
 
+VALIDATION = re.compile(r"val-(?:core|aux)/.+/(accuracy|format)_reward/mean@\d+")
 CLASSES = {0: "normal", 1: "anomalous"}
 
 
@@ -71,6 +73,18 @@ def step_metrics(samples: Sequence[ScoredSample]) -> dict[str, float]:
     metrics["evidence/seconds"] = sum(s.summary.milliseconds for s in samples) / 1e3
     metrics["evidence/unlabelled"] = float(sum(s.label is None for s in samples))
     return metrics
+
+
+def validation_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``val/accuracy`` and ``val/format``: verl's means of the parts of the reward by data set, averaged over data sets.
+
+    verl names them after the data set, ``val-aux/realad/visa/accuracy_reward/mean@1``: no name that a sweep could hold.
+    """
+    found: dict[str, list[float]] = {}
+    for key, value in metrics.items():
+        if match := VALIDATION.fullmatch(key):
+            found.setdefault(f"val/{match[1]}", []).append(float(value))
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def _groups(samples: Sequence[ScoredSample]) -> Iterable[tuple[str, list[ScoredSample]]]:

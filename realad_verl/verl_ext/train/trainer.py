@@ -36,7 +36,7 @@ from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.train import wire
 from realad_verl.verl_ext.train.attention_targets import Alarms, asking_for_loss, write_targets
 from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
-from realad_verl.verl_ext.train.metrics import ScoredSample, scored, step_metrics
+from realad_verl.verl_ext.train.metrics import ScoredSample, scored, step_metrics, validation_metrics
 from realad_verl.verl_ext.train.samples import SampleLogger
 from realad_verl.verl_ext.train.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
 
@@ -93,6 +93,10 @@ class CGROMixin:
     def on_validate_begin(self):
         self._beat("validating")
         super().on_validate_begin()
+
+    def _validate(self, *args, **kwargs) -> dict:
+        metrics = super()._validate(*args, **kwargs)
+        return metrics | validation_metrics(metrics)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """verl's step; ``reward/``, ``evidence/`` and ``rollout/`` are over all its samples.

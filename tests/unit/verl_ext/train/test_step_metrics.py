@@ -1,6 +1,6 @@
 """Metrics by class, worked out by hand."""
 
-from realad_verl.verl_ext.train.metrics import ScoredSample, step_metrics
+from realad_verl.verl_ext.train.metrics import ScoredSample, step_metrics, validation_metrics
 from realad_verl.verl_ext.train.wire import Summary
 
 
@@ -34,3 +34,14 @@ def test_missing_class_has_no_metric():
 
 def test_unlabelled_sample_is_counted():
     assert step_metrics([_sample(None, 0.5, 0.0, 1.0, 1.0)])["evidence/unlabelled"] == 1
+
+
+def test_validation_has_a_name_for_sweeps():
+    verls = {
+        "val-aux/realad/visa/accuracy_reward/mean@1": 0.5,
+        "val-aux/realad/pcb/accuracy_reward/mean@1": 1.0,
+        "val-core/realad/pcb/format_reward/mean@4": 0.25,
+        "val-core/realad/pcb/reward/mean@1": 2.0,
+        "val-aux/realad/pcb/accuracy_reward/best@4/mean": 9.0,
+    }
+    assert validation_metrics(verls) == {"val/accuracy": 0.75, "val/format": 0.25}
