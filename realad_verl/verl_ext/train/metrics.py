@@ -76,7 +76,7 @@ def step_metrics(samples: Sequence[ScoredSample]) -> dict[str, float]:
 
 
 def validation_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """``val/accuracy`` and ``val/format``: verl's means of the parts of the reward by data set, averaged over data sets.
+    """``val/accuracy`` and ``val/format``: verl's means by data set, averaged over the data sets.
 
     verl names them after the data set, ``val-aux/realad/visa/accuracy_reward/mean@1``: no name that a sweep could hold.
     """
