@@ -46,16 +46,29 @@ def fields_of(n: int, tokens: int) -> TensorDict:
     return TensorDict({name: wire.jagged(vectors) for name, vectors in columns.items()}, batch_size=n)
 
 
-class Clocked:
-    """The queue's module with the wall time of its calls."""
+class InMemory:
+    """A stand-in that holds one batch: no Ray, and nothing to read or write."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, fields: TensorDict) -> None:
+        self.fields = fields
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        return self.fields.select(*select_fields)
+
+    def kv_batch_put(self, keys, partition_id, fields):
+        assert fields["rm_scores"].is_nested
+
+
+class Clocked:
+    """The queue with the wall time of its calls."""
+
+    def __init__(self, queue: Any) -> None:
+        self.seconds, self.queue = 0.0, queue
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
-            result = getattr(tq, name)(*arguments, **options)
+            result = getattr(self.queue, name)(*arguments, **options)
             self.seconds += time.perf_counter() - began
             return result
 
@@ -73,25 +86,30 @@ def trainer_of(clock: Clocked) -> Any:
     made = object.__new__(module.CGROTrainerSync)
     made.realad = SimpleNamespace(w_cons=1.0, evidence=True)
     made.sample_logger = SimpleNamespace(log=lambda *_: None)
+    made.realad.attention_loss = SimpleNamespace(weight=0.0)
     made._scored, made._counts = [], dict.fromkeys(("rollout/cut", "rollout/replaced", "evidence/reward_seconds"), 0.0)
     return made
 
 
-def measure_now(n: int, tokens: int) -> dict[str, float]:
+def measure_now(n: int, tokens: int, queue: bool) -> dict[str, float]:
     """The step's part of the trainer, from the queue to the metrics."""
     from realad_verl.verl_ext.train.metrics import step_metrics
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**9)
-    tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"total_storage_size": n, "num_data_storage_units": 1}}}))
-    keys = [f"{i // 8}_{i % 8}_0" for i in range(n)]
-    batch = tq.kv_batch_put(keys=keys, partition_id="train", fields=fields_of(n, tokens), tags=[{} for _ in keys])
-    clock = Clocked()
+    keys, fields = [f"{i // 8}_{i % 8}_0" for i in range(n)], fields_of(n, tokens)
+    if queue:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**9)
+        storage = {"total_storage_size": n, "num_data_storage_units": 1}
+        tq.init(OmegaConf.create({"backend": {"SimpleStorage": storage}}))
+        batch = tq.kv_batch_put(keys=keys, partition_id="train", fields=fields, tags=[{} for _ in keys])
+    else:
+        batch = SimpleNamespace(keys=keys, tags=[{} for _ in keys], partition_id="train")
+    clock = Clocked(tq if queue else InMemory(fields))
     trainer = trainer_of(clock)
     found: dict[str, float] = {}
 
     def step() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
-        trainer._add_consistency(batch)
+        trainer._add_consistency(batch, {})
         metrics = step_metrics(trainer._scored)
         found["wall_s"], cpu_s = time.perf_counter() - wall, time.process_time() - cpu
         found["queue_s"] = clock.seconds
@@ -99,7 +117,8 @@ def measure_now(n: int, tokens: int) -> dict[str, float]:
         assert len(trainer._scored) == n and metrics["reward/total/mean"] == 1.0
 
     memory = peak_memory(step)
-    ray.shutdown()
+    if queue:
+        ray.shutdown()
     return found | {"above_mib": memory["above_model_mib"]}
 
 
@@ -119,10 +138,11 @@ def main(
     samples: Annotated[int, typer.Option(help="Responses of a step, of all ranks.")] = 16384,
     tokens: Annotated[int, typer.Option(help="Tokens of the longest response.")] = 770,
     way: Annotated[str, typer.Option(help="now, or before.")] = "now",
+    queue: Annotated[bool, typer.Option(help="A real TransferQueue; without it the trainer's own work alone.")] = True,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Seconds of a step, and microseconds a sample."""
-    found = {"now": measure_now, "before": measure_before}[way](samples, tokens)
+    found = measure_now(samples, tokens, queue) if way == "now" else measure_before(samples, tokens)
     each = {name.replace("_s", "_us_a_sample"): 1e6 * v / samples for name, v in found.items() if name.endswith("_s")}
     result = {"samples": samples, "tokens": tokens, "way": way, **found, **each, "hardware": hardware()}
     print(json.dumps(result, indent=1) if as_json else "\n".join(f"{k:<24}{v}" for k, v in result.items()))

@@ -222,6 +222,7 @@ def test_a_batch_of_more_rows_than_there_are(tmp_path, batch, refused):
 @pytest.mark.parametrize(("free", "warned"), [(1 << 40, False), (1 << 20, True)])
 def test_checkpoints_larger_than_the_disk(tmp_path, monkeypatch, free, warned):
     monkeypatch.setattr(check_cluster.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(check_cluster, "_gpu_stack", lambda: True)
     config = compose_recipe(PAPER, [f"trainer.default_local_dir={tmp_path}/run"])
     found = [p for p in check_config(config, verl=False) if p.key == "trainer.max_actor_ckpt_to_keep"]
     assert [p.level for p in found] == ["warning"] * warned

@@ -97,10 +97,10 @@ def batch_fits_data(s: Setup) -> Iterator[Problem]:
 
 
 def checkpoints_fit_disk(s: Setup) -> Iterator[Problem]:
-    """Where the run folder's disk is this machine's, as far as one can see from here."""
+    """Where this machine could run the recipe, and sees the run folder's disk."""
     from realad_verl.verl_ext.recipe.estimate import plan
 
-    if s.config.trainer.save_freq <= 0 or s.facts is None:
+    if s.config.trainer.save_freq <= 0 or s.facts is None or not (s.config.trainer.device == "cpu" or _gpu_stack()):
         return
     folder = Path(s.config.trainer.default_local_dir).expanduser().absolute()
     there = next((path for path in (folder, *folder.parents) if path.exists()), None)
