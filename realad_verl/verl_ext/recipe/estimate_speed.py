@@ -3,9 +3,12 @@
 Nothing here was measured on a GPU. Below, the fast and the slow end of each quantity and where it is from.
 """
 
-from realad_verl.verl_ext.recipe.plan_lines import DTYPE_BYTES, Line
+from dataclasses import dataclass
+
 from realad_verl.verl_ext.recipe.problem import Setup
 
+GIB, MIB = 1024**3, 1024**2
+DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 # Dense bf16 peak in TFLOP/s and memory bandwidth in TB/s.
 GPUS = {"A100": (312.0, 2.0), "H100": (989.0, 3.35)}
 # Share of the peak in log-probs and updates. Fast: 0.33 on H100 (verl#965). Slow: 2.3 to 2.7 %, a 9B vision-language
@@ -17,6 +20,25 @@ DECODING = (0.6, 0.15)
 SYNC = (25.0, 5.0)
 # Evidence over the log-prob forward. Fast: measured on a CPU (docs/scaling.md); slow: by counting kernel launches.
 EVIDENCE = (0.04, 0.45)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity: what it is, its value in ``unit``, and the formula with the numbers in it.
+
+    ``low``: where the quantity is a range, its lower end; ``value`` is then the upper one.
+    """
+
+    name: str
+    value: float
+    unit: str
+    formula: str
+    low: float | None = None
+
+    def text(self) -> str:
+        """The line for a person."""
+        amount = f"{self.value:,.1f}" if self.low is None else f"{self.low:,.1f} to {self.value:,.1f}"
+        return f"  {self.name:<28}{amount:>16} {self.unit:<12} = {self.formula}"
 
 
 def speed(s: Setup) -> list[Line]:
