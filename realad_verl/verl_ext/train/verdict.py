@@ -3,6 +3,9 @@
 The trainer is one process for all samples of all ranks: it adds numbers, and decodes and parses only what it logs.
 """
 
+# TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportCallIssue=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

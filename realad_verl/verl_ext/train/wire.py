@@ -15,6 +15,9 @@ The reward needs the verdict (12 bytes a sample), the metrics the summary (24) a
 are for logging, sent only when asked for.
 """
 
+# Jagged tensors are untyped for pyright; the tests run them for real.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import math
 from collections.abc import Mapping, Sequence
