@@ -1,6 +1,10 @@
 """Does training with image-level labels teach the tiny backbone, and does the consistency reward add to it?
 
     python benchmarks/learning.py --out out/learning [--variants r1,cgro] [--seeds 0,1,2] [--steps 100]
+    python benchmarks/learning.py --out out/learning --calibration DIR --variants r1,cgro,calibrated,calibrated-gated
+
+DIR is made by `realad calibrate` of the warm start on images of the shifted domain (any seed but the two below); then
+every model is measured with its read-out, too.
 
 Starts from the shipped warm start and trains on the shifted domain (labels only) by the small GRPO loop of
 ``learning_loop.py``. Every run that has finished stays in --out and is not run again, so a stopped benchmark goes on
@@ -19,9 +23,10 @@ import numpy as np
 import torch
 from learning_loop import LoopConfig, train
 from learning_report import by_surface, comparison, plot, table
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from realad_verl.calibration import calibrated_method
 from realad_verl.data.procedural import ProceduralDefects, ProceduralSample
 from realad_verl.evidence import EvidenceBuilder
 from realad_verl.method.anomaly_map import resize_map
@@ -38,10 +43,13 @@ VALIDATION_SEED, TEST_SEED, BATCH, SAMPLES = 20_001, 20_002, 32, 4
 SPLITS = {"test": TEST_SEED, "validation": VALIDATION_SEED}
 
 
-def variants(threshold: float) -> dict[str, tuple[float, ConsistencyConfig]]:
-    """Name -> (w_cons, consistency settings). ``threshold``: the J that best parts the classes on validation images."""
+def variants(threshold: float, read_out: MethodConfig | None = None) -> dict[str, tuple[float, MethodConfig]]:
+    """Name -> (w_cons, settings). ``threshold``: the J that best parts the classes on validation images.
+
+    ``read_out``: that of a calibration, whose heads, baseline and thresholds the last two variants have.
+    """
     calibrated = {"delta_1": threshold, "delta_2": threshold}
-    return {
+    settings = {
         "r1": (0.0, ConsistencyConfig()),
         "cgro": (1.0, ConsistencyConfig()),
         "cgro-calibrated": (1.0, ConsistencyConfig(**calibrated)),
@@ -50,6 +58,12 @@ def variants(threshold: float) -> dict[str, tuple[float, ConsistencyConfig]]:
         "cgro-joint": (1.0, ConsistencyConfig(jaccard="joint", form="continuous", gate="accuracy")),
         "cgro-wide": (1.0, ConsistencyConfig(percentile=85.0, form="continuous", gate="accuracy")),
     }
+    found = {name: (w_cons, MethodConfig(consistency=of)) for name, (w_cons, of) in settings.items()}
+    if read_out is not None:
+        gated = dataclasses.replace(read_out.consistency, gate="accuracy", form="continuous")
+        found["calibrated"] = (1.0, read_out)
+        found["calibrated-gated"] = (1.0, dataclasses.replace(read_out, consistency=gated))
+    return found
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -61,15 +75,23 @@ def held_out(seed: int, count: int) -> list[ProceduralSample]:
     return [source[i] for i in range(count)]
 
 
-def measure(model: Any, processor: Any, samples: list[ProceduralSample], attention: Any = None) -> dict[str, Any]:
+def measure(
+    model: Any,
+    processor: Any,
+    samples: list[ProceduralSample],
+    attention: Any = None,
+    read_out: MethodConfig | None = None,
+) -> dict[str, Any]:
     """Per-image lists on held-out images, of greedy responses but for "sampled": answers at temperature 1.
 
-    ``attention``: a model to read the maps from instead.
+    ``attention``: a model to read the maps from instead. ``read_out``: of a calibration, measured beside the defaults.
     """
     rollout = TinyRollout(model, processor)
     reader = rollout if attention is None else TinyRollout(attention, processor)
     out: dict[str, Any] = {name: [] for name in ("label", "answer", "sampled", "score", "jaccard", "length")}
-    out |= {f"auroc_{select}": [] for select in SELECTIONS}
+    names = [*SELECTIONS, *(["calibrated"] if read_out is not None else [])]
+    out |= {f"{figure}_{name}": [] for name in names for figure in ("auroc", "ap")}
+    out |= {"jaccard_calibrated": []} if read_out is not None else {}
     words = [processor.tokenizer.encode(f" {word}")[0] for word in ("no", "yes")]
     configs = {select: MethodConfig(scoring=ScoringConfig(select=select)) for select in SELECTIONS}
     builders = {s: EvidenceBuilder(model.config, rollout.tokenizer, cfg) for s, cfg in configs.items()}
@@ -82,6 +104,10 @@ def measure(model: Any, processor: Any, samples: list[ProceduralSample], attenti
             logits, _ = rollout.logits(images, responses)
         plans, rows, _, _ = reader.read(images, responses, configs["both"])
         evidence = {select: builder.reduce(plans, rows) for select, builder in builders.items()}
+        if read_out is not None:
+            plans, rows, _, _ = reader.read(images, responses, read_out)
+            evidence["calibrated"] = EvidenceBuilder(model.config, rollout.tokenizer, read_out).reduce(plans, rows)
+            out["jaccard_calibrated"] += [found.jaccard for found in evidence["calibrated"]]
         for i, (sample, ids) in enumerate(zip(batch, responses, strict=True)):
             out["label"].append(sample.label)
             out["answer"].append(answer_label(rollout.text(ids)))
@@ -91,16 +117,20 @@ def measure(model: Any, processor: Any, samples: list[ProceduralSample], attenti
             out["score"].append(chance)
             out["jaccard"].append(evidence["both"][i].jaccard)
             out["length"].append(len(ids))
-            for select, found in evidence.items():
-                out[f"auroc_{select}"].append(_map_auroc(sample, found[i]) if sample.label else None)
+            for name, found in evidence.items():
+                auroc, ap = _map_figures(sample, found[i]) if sample.label else (None, None)
+                out[f"auroc_{name}"].append(auroc)
+                out[f"ap_{name}"].append(ap)
     return out
 
 
-def _map_auroc(sample: ProceduralSample, evidence: Any) -> float:
-    """Pixel AUROC of one anomalous image; no map counts as chance."""
+def _map_figures(sample: ProceduralSample, evidence: Any) -> tuple[float, float]:
+    """Pixel AUROC and average precision of one anomalous image; no map counts as chance."""
     if evidence.anomaly_map_P is None:
-        return 0.5
-    return pixel_auroc(resize_map(evidence.anomaly_map_P, evidence.grid, sample.mask.shape).numpy(), sample.mask)
+        return 0.5, float(sample.mask.mean())
+    pixels = resize_map(evidence.anomaly_map_P, evidence.grid, sample.mask.shape).numpy()
+    ap = average_precision_score(sample.mask.ravel(), pixels.ravel())
+    return pixel_auroc(pixels, sample.mask), float(ap)
 
 
 def summary(measured: dict[str, Any]) -> dict[str, float]:
@@ -116,10 +146,16 @@ def summary(measured: dict[str, Any]) -> dict[str, float]:
         "jaccard_normal": float(np.nanmean(jaccard[label == 0])),
         "length": float(np.mean(measured["length"])),
     }
-    known = np.isfinite(jaccard)
-    numbers["jaccard_auroc"] = float(roc_auc_score(label[known], jaccard[known]))
-    for select in SELECTIONS:
-        numbers[f"pixel_auroc_{select}"] = float(np.mean([a for a in measured[f"auroc_{select}"] if a is not None]))
+    for name in ("jaccard", "jaccard_calibrated"):
+        values = np.array([np.nan if j is None else j for j in measured.get(name, [])], float)
+        known = np.isfinite(values)
+        if known.any():
+            numbers[f"{name}_auroc"] = float(roc_auc_score(label[known], values[known]))
+    for name in (*SELECTIONS, "calibrated"):
+        for figure in ("auroc", "ap"):
+            values = [a for a in measured.get(f"{figure}_{name}", []) if a is not None]
+            if values:
+                numbers[f"pixel_{figure}_{name}"] = float(np.mean(values))
     return numbers
 
 
@@ -162,14 +198,21 @@ def stored(path: Path, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def run(name: str, seed: int, setting: tuple[float, ConsistencyConfig], args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    name: str,
+    seed: int,
+    setting: tuple[float, MethodConfig],
+    args: argparse.Namespace,
+    read_out: MethodConfig | None = None,
+) -> dict[str, Any]:
     """Train one variant from the warm start and measure it on the held-out images."""
-    w_cons, consistency = setting
+    w_cons, method = setting
     settings = {key: getattr(args, key) for key in ("steps", "prompts", "n", "lr", "kl")}
-    cfg = LoopConfig(MethodConfig(consistency=consistency), w_cons, seed=seed, **settings)
+    cfg = LoopConfig(method, w_cons, seed=seed, **settings)
     (model, processor), (reference, _) = load(args.model), load(args.model)
     seconds = train(model, reference, TinyRollout(model, processor), cfg, args.out / f"{name}-{seed}.jsonl")
-    measured = measure(model, processor, held_out(SPLITS[args.split], args.images))
+    model.save_pretrained(args.out / f"{name}-{seed}")
+    measured = measure(model, processor, held_out(SPLITS[args.split], args.images), read_out=read_out)
     return {
         "settings": dataclasses.asdict(cfg),
         "cpu_seconds": seconds,
@@ -196,6 +239,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=tiny_model_dir())
     parser.add_argument("--variants", default="r1,cgro,cgro-calibrated,cgro-gated,cgro-continuous")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--calibration", type=Path, help="folder of `realad calibrate`")
     for name in ("steps", "prompts", "n", "lr", "kl"):
         default = getattr(LoopConfig, name)
         parser.add_argument(f"--{name}", type=type(default), default=default)
@@ -212,16 +256,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model, processor = load(args.model)
     images = held_out(SPLITS[args.split], args.images)
-    start = stored(args.out / "start.json", lambda: measure(model, processor, images))
+    read_out = None if args.calibration is None else calibrated_method(args.calibration)
+    start = stored(args.out / "start.json", lambda: measure(model, processor, images, read_out=read_out))
     control = stored(args.out / "controls.json", lambda: controls(images, model, processor))
     validation = stored(args.out / "validation.json", lambda: measure(model, processor, held_out(VALIDATION_SEED, 200)))
-    settings = variants(best_threshold(validation))
+    settings = variants(best_threshold(validation), read_out)
     results: dict[str, list[dict[str, Any]]] = {"warm start": [{"summary": summary(start), "measured": start}]}
     names, seeds = args.variants.split(","), [int(seed) for seed in args.seeds.split(",")]
     for seed, name in itertools.product(seeds, names):
         path = args.out / f"{name}-{seed}.json"
         results.setdefault(name, []).append(
-            stored(path, lambda name=name, seed=seed: run(name, seed, settings[name], args))
+            stored(path, lambda name=name, seed=seed: run(name, seed, settings[name], args, read_out))
         )
         print(name, seed, json.dumps(results[name][-1]["summary"]), flush=True)
     print(f"\n{hardware()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread")
