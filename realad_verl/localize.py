@@ -9,7 +9,7 @@ A response is generated greedily, then one teacher-forced forward reads the atte
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -33,7 +33,7 @@ from realad_verl.method.anomaly_map import resize_map
 from realad_verl.method.config import MethodConfig, SpanConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.method.labels import read_label
-from realad_verl.method.spans import answer_token, parse_response
+from realad_verl.method.spans import answer_token, opened_spans, parse_response
 from realad_verl.models import load_model
 
 
@@ -115,10 +115,11 @@ class Localizer:
         self.max_new_tokens = max_new_tokens
         self.depth = None if white is None else Depth(0.0, white)
         self.backbone = backbone_for(model.config)
+        self.text = chat_text(processor, hf_messages(question))
+        self.method = replace(self.method, spans=opened_spans(self.method.spans, self.text))
         self.builder = EvidenceBuilder(model.config, self.tokenizer, self.method)
         of = self.method.readout
         self.readout = AttentionReadout(model, of.layers, of.max_bytes, kernel=of.kernel, heads=of.heads)
-        self.text = chat_text(processor, hf_messages(question))
         self.answer_ids = answer_ids(self.tokenizer)
 
     @classmethod
@@ -233,7 +234,8 @@ class Localizer:
     def _opened_answer(self, pieces: list[str]) -> Tensor:
         """The tags that lead from a response without an answer to where one would be."""
         spans = self.method.spans
-        unclosed = parse_response("".join(pieces), spans).problem == "unclosed_think"
+        problem = parse_response("".join(pieces), spans).problem
+        unclosed = problem == "unclosed_think" or (problem == "empty" and spans.opened_by_template is True)
         text = (spans.think_close if unclosed else "") + spans.answer_open
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
 

@@ -32,13 +32,14 @@ def compute_score(
     *,
     w_fmt: float = 1.0,
     w_acc: float = 1.0,
-    spans: Mapping[str, str] | None = None,
+    spans: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> dict[str, float]:
     """Score one response; the same keys, all floats, for every sample, as verl wants them.
 
     A ground truth that ``read_label`` does not know scores 0 altogether and sets ``bad_ground_truth``: one wrong row of
-    data neither ends a training step nor teaches anything. ``spans``: tags other than the default (``SpanConfig``).
+    data neither ends a training step nor teaches anything. ``spans``: settings of ``SpanConfig``,
+    such as other tags, or ``opened_by_template: true``.
     Raises UserError for a ``reward_kwargs`` key that does not exist.
 
     >>> compute_score("realad/x", "<think>A dent.</think><answer>yes</answer>", "yes")["score"]

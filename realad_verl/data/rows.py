@@ -4,6 +4,7 @@ Columns: data_source, prompt (chat messages, ``<image>`` where the image goes), 
 ability, reward_model (ground_truth "yes" or "no"), extra_info. There is no column that a mask could be in.
 """
 
+import io
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,19 @@ SCHEMA = pa.schema(
         ),
     ]
 )
+
+
+def image_source(stored: Any) -> io.BytesIO | Path | None:
+    """Where the pixels of an image of a row are, in the forms that verl takes: ``{"bytes": ...}``, a path, or
+    ``{"image": path}``, with or without ``file://``. None for another form, such as an address on the web."""
+    if isinstance(stored, dict):
+        if stored.get("bytes") is not None:
+            return io.BytesIO(stored["bytes"])
+        stored = None if "bytes" in stored else stored.get("image")
+    if not isinstance(stored, str):
+        return None
+    path = stored.removeprefix("file://")
+    return None if "://" in path or path.startswith("data:") else Path(path)
 
 
 def make_row(sample: Sample, png: bytes, split: str, index: int) -> dict[str, Any]:

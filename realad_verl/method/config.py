@@ -15,15 +15,24 @@ from realad_verl.errors import UserError, bad_value, unknown_key
 
 @dataclass(frozen=True)
 class SpanConfig:
-    """The tags that mark reasoning and answer. They are matched exactly: case counts, no inner spaces."""
+    """The tags that mark reasoning and answer. They are matched exactly: case counts, no inner spaces.
+
+    opened_by_template: the chat template ends a prompt with the opening think tag, so that a response starts inside the
+        block; the tag then counts as written by the response. "auto" looks at the prompt (``spans.opened_spans``);
+        where nobody has looked it means False.
+    """
 
     think_open: str = "<think>"
     think_close: str = "</think>"
     answer_open: str = "<answer>"
     answer_close: str = "</answer>"
+    opened_by_template: Literal["auto"] | bool = "auto"
 
     def __post_init__(self) -> None:
-        tags = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.opened_by_template not in ("auto", True, False):
+            raise bad_value("spans.opened_by_template", self.opened_by_template, "auto, true, false")
+        names = ("think_open", "think_close", "answer_open", "answer_close")
+        tags = {name: getattr(self, name) for name in names}
         for name, tag in tags.items():
             if not isinstance(tag, str) or not tag.strip():
                 raise bad_value(f"spans.{name}", tag, "a text that is not blank")

@@ -2,9 +2,8 @@
 
 A response is *well formed* when it is exactly ``<think> reasoning </think><answer> yes | no </answer>``: every tag
 once, in this order, nothing but white space around and between the blocks, a reasoning that is not blank [ours]. yes
-and no may be spelled in any case, with white space around them and nothing else. This is strict on purpose: a response
-that starts inside a think block, because the chat template has opened it already, is not well formed; use a template
-that leaves the opening tag to the model.
+and no may be spelled in any case, with white space around them and nothing else. Where the chat template has opened the
+think block already, the response starts inside it: with ``SpanConfig.opened_by_template`` the tag counts as written.
 
 What is not well formed has a defined result as well (``problem`` names the first line that applies):
 
@@ -31,7 +30,7 @@ first closing tag after it: tag texts quoted by the reasoning end it or are coun
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -52,8 +51,24 @@ class ParsedResponse:
     answer_span: Span | None
 
 
+def opened_spans(cfg: SpanConfig, prompt: str) -> SpanConfig:
+    """``cfg`` for responses to ``prompt`` (text, as the chat template made it): "auto" becomes True or False."""
+    if cfg.opened_by_template != "auto":
+        return cfg
+    return replace(cfg, opened_by_template=prompt.rstrip().endswith(cfg.think_open))
+
+
 def parse_response(text: str, cfg: SpanConfig = SpanConfig()) -> ParsedResponse:
     """Parse one response; every text has a result (the table at the top of this file), none raises."""
+    if cfg.opened_by_template is not True or not text.strip():
+        return _parse(text, cfg)
+    whole = _parse(cfg.think_open + text, cfg)
+    spans = (whole.reasoning_span, whole.answer_span)
+    moved = [span and (span[0] - len(cfg.think_open), span[1] - len(cfg.think_open)) for span in spans]
+    return replace(whole, reasoning_span=moved[0], answer_span=moved[1])
+
+
+def _parse(text: str, cfg: SpanConfig) -> ParsedResponse:
     block = _think_block(text, cfg)
     reasoning = _strip(text, *block[1]) if block else None
     outer, inner = block if block else ((0, 0), (0, 0))

@@ -14,6 +14,8 @@ from realad_verl.verl_ext.job.parts import ray_children
 from realad_verl.verl_ext.job.progress import RunProgress
 from realad_verl.verl_ext.job.watchdog import Watchdog
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
+from realad_verl.verl_ext.recipe.model_text import template_opens
+from realad_verl.verl_ext.recipe.problem import Setup
 from realad_verl.verl_ext.run_folder import heartbeat
 from realad_verl.verl_ext.run_folder.cause import in_one_line, is_death
 from realad_verl.verl_ext.run_folder.checkpoints import last_complete, repair_tracker
@@ -89,8 +91,13 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     variables.setdefault("WANDB_DIR", str(folder))
     os.environ.update(variables)
     forwarded = {k: v for k, v in os.environ.items() if _may_forward(k)} | variables
+    settings = RealadSettings.from_config(config)
     with open_dict(config):
-        if RealadSettings.from_config(config).deterministic:
+        if settings.method.spans.opened_by_template == "auto":
+            opens = template_opens(Setup(config), settings.method.spans, download=True)
+            if opens is not None:
+                config.realad.method.spans.opened_by_template = opens
+        if settings.deterministic:
             config.actor_rollout_ref.rollout.agent.default_agent_loop = SEEDED_AGENT_LOOP
             if config.trainer.device == "cpu":
                 # After part of a prompt vLLM sets a seeded request's generator back, which PyTorch's CPU one can't do.

@@ -7,15 +7,19 @@ run when it comes to it, perhaps days later.
 # verl's dataset is untyped for pyright; the tests run it for real.
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 
-import io
 import logging
 
 from PIL import Image
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from realad_verl.data.depth import Depth
 from realad_verl.data.images import load_image
+from realad_verl.data.rows import image_source
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.names import REPLACED
+
+# More than 8 bits are scaled by their whole range: a depth for each image would give the label away (`realad check`).
+ANY_DEPTH = Depth(0.0, 65535.0, "the whole range of 16 bits")
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def _decode_images(messages) -> int:
     contents = (message["content"] for message in messages if isinstance(message["content"], list))
     images = [part for content in contents for part in content if part.get("type") == "image"]
     for part in images:
-        if part.get("bytes") is not None:
-            part["image"] = load_image(io.BytesIO(part["bytes"]))
+        source = image_source(part)
+        if source is not None:
+            part["image"] = load_image(source, ANY_DEPTH)
     return len(images)
