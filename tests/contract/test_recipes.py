@@ -129,7 +129,7 @@ BROKEN = [
     ),
     (
         PAPER,
-        ["realad.method.spans.think_open='<r>'", "realad.method.spans.think_close='</r>'"],
+        ["realad.method.spans.think_open='<r>'", "reward.custom_reward_function.reward_kwargs.spans=null"],
         ["reward_kwargs.spans", "other tags", "${realad.method.spans}"],
     ),
     (PAPER, ["realad.method.consistency.t=1"], ["realad", "consistency.t", "Fix: correct it"]),

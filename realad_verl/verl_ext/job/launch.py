@@ -14,10 +14,11 @@ from realad_verl.verl_ext.job.parts import ray_children
 from realad_verl.verl_ext.job.progress import RunProgress
 from realad_verl.verl_ext.job.watchdog import Watchdog
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
+from realad_verl.verl_ext.recipe.check_rows import total_steps
 from realad_verl.verl_ext.recipe.model_text import template_opens
 from realad_verl.verl_ext.recipe.problem import Setup
 from realad_verl.verl_ext.run_folder import heartbeat
-from realad_verl.verl_ext.run_folder.cause import in_one_line, is_death
+from realad_verl.verl_ext.run_folder.cause import in_one_line, is_death, is_without_material
 from realad_verl.verl_ext.run_folder.checkpoints import last_complete, repair_tracker
 from realad_verl.verl_ext.settings import RealadSettings
 
@@ -84,7 +85,7 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     already and ``resume`` is False, or holds none to resume.
     """
     folder = run_folder(config)
-    metrics = _metrics_file(folder, resume)
+    metrics = _metrics_file(config, resume)
     variables = environment(config) | {"VERL_FILE_LOGGER_PATH": str(metrics)}
     # W&B hands a sweep's parameters over by a path below WANDB_DIR: the process that logs may have another folder.
     variables |= {k: str(Path(os.environ[k]).absolute()) for k in WANDB_PATHS if k in os.environ}
@@ -119,12 +120,19 @@ def prepare(config: DictConfig, resume: bool = False) -> None:
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
 
 
-def _metrics_file(folder: Path, resume: bool) -> Path:
+def _metrics_file(config: DictConfig, resume: bool) -> Path:
     """Where this part of the run writes its metrics: verl's logger truncates, so a resumed part gets its own file."""
+    folder = run_folder(config)
     step = last_complete(folder)
     if resume:
         if step is None:
             raise UserError(f"--resume: {folder} holds no whole checkpoint. Train without --resume.")
+        total = total_steps(config)
+        if total is not None and step >= total:
+            raise UserError(
+                f"--resume: {folder} has a checkpoint of step {step}, and the recipe ends at step {total}: nothing is left "
+                "to train. Raise trainer.total_training_steps or trainer.total_epochs."
+            )
         repair_tracker(folder)
         return folder / f"metrics.after-{step:06d}.jsonl"
     if (folder / METRICS).exists() or step is not None:
@@ -178,7 +186,7 @@ def _failure(folder: Path, error: BaseException, lost: list[str]) -> RunFailed:
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
     return RunFailed(
         f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}"
-        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and is_death(error) else ''}\n{saved} "
+        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and (is_death(error) or is_without_material(error)) else ''}\n{saved} "
         f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 

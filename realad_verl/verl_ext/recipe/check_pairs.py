@@ -111,7 +111,7 @@ def _same_tags(s: Setup, kwargs) -> Iterator[Problem]:
             f"{REWARD_FN}.reward_kwargs.spans",
             kwargs.get("spans"),
             "the reward function would look for other tags than realad.method.spans",
-            "+reward.custom_reward_function.reward_kwargs.spans='${realad.method.spans}'",
+            "reward.custom_reward_function.reward_kwargs.spans='${realad.method.spans}'",
         )
 
 

@@ -1,10 +1,12 @@
 """The rows of the data files: what verl would only say after minutes of start-up, or never. A few rows of each file."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from PIL import Image
 
 from realad_verl.data.images import deep_extremes, load_image
@@ -17,6 +19,7 @@ from realad_verl.verl_ext.recipe.problem import Problem, Setup
 KEYS = ("data.train_files", "data.val_files")
 SEEN = 3  # rows of a file: its first, one of the middle, its last row group
 MARK = "<image>"
+SOCKET, SOCKET_LIMIT = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store", 107  # as Ray names them
 PREPARE = "make the file with realad prepare"
 
 
@@ -39,6 +42,31 @@ def rows_are_usable(s: Setup) -> Iterator[Problem]:
         yield from _enough_rows(s, key, files)
         for file in files:
             yield from _rows_of(s, key, file)
+
+
+def total_steps(config: DictConfig) -> int | None:
+    """Steps of the whole run, as verl counts them; None where the number of rows cannot be seen here."""
+    if config.trainer.total_training_steps is not None:
+        return config.trainer.total_training_steps
+    names = config.data.train_files
+    files = [_open(name) for name in ([names] if isinstance(names, str) else names)]
+    if any(file is None for file in files):
+        return None
+    return sum(file.rows for file in files if file) // config.data.train_batch_size * config.trainer.total_epochs
+
+
+def temp_folder_is_short(s: Setup) -> Iterator[Problem]:
+    """Ray puts sockets below its temporary folder, and a socket's path has 107 bytes at most."""
+    if "RAY_ADDRESS" in os.environ or s.get("ray_kwargs.ray_init.address") is not None:
+        return
+    own = s.get("ray_kwargs.ray_init._temp_dir")
+    folder = own or os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+    length = len(os.fsencode(folder)) + len(SOCKET)
+    if length > SOCKET_LIMIT:
+        rule = (
+            f"{length - SOCKET_LIMIT} bytes too long: Ray's sockets lie below it, {SOCKET_LIMIT} bytes at most in all"
+        )
+        yield Problem("TMPDIR" if own is None else "ray_kwargs.ray_init._temp_dir", folder, rule, "RAY_TMPDIR=/tmp")
 
 
 def template_agrees(s: Setup) -> Iterator[Problem]:

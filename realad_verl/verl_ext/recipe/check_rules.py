@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from realad_verl.data.prompts import prompt_text
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.recipe.check_data import data_files_exist
-from realad_verl.verl_ext.recipe.check_rows import rows_are_usable, template_agrees
+from realad_verl.verl_ext.recipe.check_rows import rows_are_usable, temp_folder_is_short, template_agrees
 from realad_verl.verl_ext.recipe.model_facts import model_facts
 from realad_verl.verl_ext.recipe.problem import Problem, Rule, Setup
 
@@ -240,6 +240,7 @@ ARITHMETIC: tuple[Rule, ...] = (
     data_files_exist,
     rows_are_usable,
     template_agrees,
+    temp_folder_is_short,
     outputs_are_shared,
     one_checkpoint_is_none,
     lora_has_no_hf_model,

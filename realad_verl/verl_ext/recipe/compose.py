@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from realad_verl.calibration import BASELINES, method_settings
 from realad_verl.errors import UserError
 from realad_verl.recipes_dir import find_recipe, shipped_recipes
+from realad_verl.verl_ext.recipe.overrides import require_grammar
 
 TINY_MODEL_ENV = "REALAD_TINY_MODEL"
 CALIBRATION = "realad.method.calibration"
@@ -37,6 +38,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises UserError for an unknown recipe, key or group, with Hydra's reason.
     """
     folder, name = find_recipe(recipe)
+    require_grammar(overrides)
     overrides = [*_calibration_settings(overrides), *overrides]
     set_tiny_model()
     search = [f"file://{path}" for path in (shipped_recipes(), verl_config_dir())]

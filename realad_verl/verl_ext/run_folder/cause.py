@@ -5,6 +5,10 @@ import re
 # Ray's advice after the detail of a death, as long as a screen.
 ADVICE = " Some common causes include"
 LIMIT = 300
+NO_MATERIAL = (
+    "no response arrived that could be trained on: every one failed, or was too long (prompts over "
+    "data.max_prompt_length, rows without an image; `realad check` opens the data), or the engine that makes them died."
+)
 
 
 def is_death(error: BaseException) -> bool:
@@ -17,6 +21,8 @@ def in_one_line(error: BaseException) -> str:
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1].split(ADVICE)[0][:LIMIT] if lines else ""
+    if "No material" in last or "replay buffer" in last.lower() or "ReplayBuffer" in last:
+        last = f"{NO_MATERIAL} verl says: {last}"
     actor = re.search(r"class_name: (\S+)", text)
     if actor is None or "died" not in text:
         return last
