@@ -130,8 +130,8 @@ def _metrics_file(config: DictConfig, resume: bool) -> Path:
         total = total_steps(config)
         if total is not None and step >= total:
             raise UserError(
-                f"--resume: {folder} has a checkpoint of step {step}, and the recipe ends at step {total}: nothing is left "
-                "to train. Raise trainer.total_training_steps or trainer.total_epochs."
+                f"--resume: {folder} has a checkpoint of step {step}, and the recipe ends at step {total}: nothing is "
+                "left to train. Raise trainer.total_training_steps or trainer.total_epochs."
             )
         repair_tracker(folder)
         return folder / f"metrics.after-{step:06d}.jsonl"
@@ -184,9 +184,11 @@ def _failure(folder: Path, error: BaseException, lost: list[str]) -> RunFailed:
     beat, step = heartbeat.read(folder), last_complete(folder)
     phase = f"'{beat.phase}' of step {beat.step}" if beat is not None else "'starting Ray'"
     saved = f"The last checkpoint is of step {step}: go on with --resume." if step else "Nothing was saved yet."
+    named = lost and (is_death(error) or is_without_material(error))
+    gone = f" Gone: {', '.join(lost[:5])}." if named else ""
     return RunFailed(
         f"the run died in {phase}: {type(error).__name__}: {in_one_line(error)}"
-        f"{' Gone: ' + ', '.join(lost[:5]) + '.' if lost and (is_death(error) or is_without_material(error)) else ''}\n{saved} "
+        f"{gone}\n{saved} "
         f"{where}; Ray's logs are under /tmp/ray/session_latest/logs."
     )
 

@@ -16,12 +16,17 @@ def is_death(error: BaseException) -> bool:
     return re.search(r"\bdied\b|\bdead\b|\bunavailable\b", str(error)) is not None
 
 
+def is_without_material(error: BaseException) -> bool:
+    """Whether verl's replay buffer had nothing to give: it says no word of why."""
+    return "no materializable trajectories" in str(error)
+
+
 def in_one_line(error: BaseException) -> str:
     """The last line of ``error``'s text, led by the Ray actor that died, where Ray names one."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1].split(ADVICE)[0][:LIMIT] if lines else ""
-    if "No material" in last or "replay buffer" in last.lower() or "ReplayBuffer" in last:
+    if is_without_material(error):
         last = f"{NO_MATERIAL} verl says: {last}"
     actor = re.search(r"class_name: (\S+)", text)
     if actor is None or "died" not in text:
