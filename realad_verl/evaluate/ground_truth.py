@@ -1,5 +1,6 @@
 """The masks of an evaluation: one rule for the set, checked against their images, and an account of what was found."""
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ MOSTLY = 0.5  # a mask that marks more of its image than this is perhaps drawn t
 
 
 class GroundTruth:
-    """Masks of ``samples`` by one rule, read one at a time; what was found on the way is counted."""
+    """Masks of ``samples`` by one rule; what was found on the way is counted. ``mask`` may be called by threads."""
 
     def __init__(self, samples: Sequence[Sample], setting: MaskSetting = MaskSetting(), workers: int = 2) -> None:
         """Reads every mask image of ``samples`` once, to find which levels the set has."""
@@ -29,6 +30,7 @@ class GroundTruth:
         self._fits: Counter = Counter()
         self._examples: dict[str, str] = {}
         self._mostly: list[str] = []
+        self._lock = threading.Lock()
 
     def mask(self, sample: Sample) -> np.ndarray | None:
         """Bool [H, W] of an anomalous ``sample``; None where it has none, or one of another shape than its image."""
@@ -37,21 +39,24 @@ class GroundTruth:
         try:
             mask, fit = load_fitted_mask(sample, self.rule)
         except Misfit as error:
-            self.misfits.append({"id": sample.id, "reason": error.reason})
+            with self._lock:
+                self.misfits.append({"id": sample.id, "reason": error.reason})
             return None
-        if fit:
-            self._fits[fit] += 1
-            self._examples.setdefault(fit, sample.id)
-        if mask.mean() > MOSTLY:
-            self._mostly.append(sample.id)
+        mostly = mask.mean() > MOSTLY
+        with self._lock:
+            if fit:
+                self._fits[fit] += 1
+                self._examples[fit] = min(sample.id, self._examples.get(fit, sample.id))
+            self._mostly += [sample.id] * bool(mostly)
         return mask
 
     def to_dict(self) -> dict[str, Any]:
         """Rule, fits and misfits as JSON holds them; after the last mask was read."""
-        fits = [{"what": FITS[fit], "count": n, "example": self._examples[fit]} for fit, n in self._fits.items()]
-        return {"setting": self.setting.text, "rule": self.rule.lines(), "fits": fits, "misfits": self.misfits} | {
-            "mostly_defect": self._mostly
-        }
+        order = sorted(self._fits)
+        fits = [{"what": FITS[fit], "count": self._fits[fit], "example": self._examples[fit]} for fit in order]
+        found: dict[str, Any] = {"setting": self.setting.text, "rule": self.rule.lines(), "fits": fits}
+        found["misfits"] = sorted(self.misfits, key=lambda entry: entry["id"])
+        return found | {"mostly_defect": sorted(self._mostly)}
 
 
 def ground_truth_lines(found: dict[str, Any]) -> list[str]:

@@ -1,11 +1,12 @@
 """Pixel metrics over any number of full-size maps in bounded memory.
 
 Scores are counted in a sparse histogram. Its bins are at first the float32 numbers themselves, so figures are exact;
-each time that more than ``MAX_BINS`` of them are occupied, bins are cut by one more mantissa bit. Scores keep their
-order, no score range has to be known beforehand, and what is counted in which order makes no difference. Three counts a
-bin are all that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous pixels, and anomalous pixels
-weighted by one over the size of their defect region. Scores inside one bin are treated as ties, so AUROC is off by at
-most ``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin; of real ties too).
+each time that more than ``MAX_BINS`` of them are occupied, bins are cut by one more mantissa bit; an image of more
+pixels than that starts with as many bits cut as they could fill (``start_bits``), and is counted without sorting.
+Scores keep their order, no score range has to be known beforehand, and what is counted in which order makes no
+difference. Three counts a bin are all that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous
+pixels, and anomalous pixels weighted by one over the size of their defect region. Scores inside one bin are treated as
+ties, so AUROC is off by at most ``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin; of real ties too).
 """
 
 from dataclasses import dataclass, field
@@ -44,6 +45,20 @@ def quantise(scores: np.ndarray, dropped: int) -> np.ndarray:
     return bin_edges(score_keys(scores, dropped), dropped)
 
 
+def start_bits(pixels: int) -> int:
+    """Mantissa bits to cut from the start for an image of so many pixels, which may all differ: 0 up to MAX_BINS."""
+    return max(0, (pixels - 1) // MAX_BINS).bit_length()
+
+
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the distinct keys, ascending, how often each occurs): np.unique, without sorting where the keys lie close."""
+    if keys.size and (low := int(keys.min())) >= int(keys.max()) - keys.size:
+        counts = np.bincount(keys - low)
+        bins = np.flatnonzero(counts)
+        return (bins + low).astype(keys.dtype), counts[bins]
+    return np.unique(keys, return_counts=True)
+
+
 @dataclass
 class PixelHistogram:
     """Counts by score bin.
@@ -69,11 +84,12 @@ class PixelHistogram:
             raise ValueError("anomaly_map holds values that are not finite")
         dropped, hit = self.dropped, np.asarray(gt_mask, bool)
         keys = score_keys(anomaly_map, dropped)
-        normal, n_normal = np.unique(keys[~hit], return_counts=True)
+        normal, n_normal = distinct(keys[~hit])
         self._absorb(normal, n_normal, _NORMAL, dropped)
         if not hit.any():
             return None
-        anomalous, place, n_anomalous = np.unique(keys[hit], return_inverse=True, return_counts=True)
+        anomalous, n_anomalous = distinct(keys[hit])
+        place = np.searchsorted(anomalous, keys[hit])
         count, labels, stats, _ = cv2.connectedComponentsWithStats(hit.astype(np.uint8), connectivity=8)
         share = 1.0 / stats[:, cv2.CC_STAT_AREA][np.asarray(labels, np.int64)[hit]]
         self._absorb(anomalous, [n_anomalous, np.bincount(place, share)], _ANOMALOUS, dropped)

@@ -115,7 +115,8 @@ def finish(
         sample = by_id[row["id"]]
         return truth.mask(sample) if sample.label else np.zeros(row["image_size"], bool)  # spares opening the image
 
-    results, images = summarise(rows, store.folder, mask_of, config, references=references, on_image=on_image)
+    more: dict[str, Any] = {"references": references, "on_image": on_image, "workers": workers}
+    results, images = summarise(rows, store.folder, mask_of, config, **more)
     results |= {"masks": truth.to_dict()} | (extra or {})
     write_json(store.folder / "images.json", images)
     write_json(store.folder / "results.json", results)

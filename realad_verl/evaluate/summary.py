@@ -4,6 +4,7 @@ Every figure says how it came about: thresholds name their source, predicted-nor
 kept and with it zeroed, and what could not be used is listed, never left out in silence.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,18 @@ import cv2
 import numpy as np
 import torch
 
+from realad_verl.data.parallel import ordered_map
 from realad_verl.errors import UserError, bad_value
 from realad_verl.evaluate.counts import Measured, PixelRecord, interval_table, thresholds_of
 from realad_verl.evaluate.metrics import CHANCE, answer_summary, chance_levels, image_curves, image_summary, mean
-from realad_verl.evaluate.pixel_metrics import FPR_LIMIT, PixelHistogram, pixel_summary
+from realad_verl.evaluate.pixel_metrics import FPR_LIMIT, PixelHistogram, pixel_summary, start_bits
 from realad_verl.evaluate.records import load_map
 from realad_verl.evaluate.store import read_json
 from realad_verl.evaluate.text_metrics import text_summary
 from realad_verl.method.anomaly_map import resize_map
 
 FORMAT = "realad-results/2"  # of results.json; a change of its keys raises the number
+IN_FLIGHT, BYTES_A_PIXEL = 4 << 30, 48  # what counting an image takes at its peak: map, keys, their sorted copies
 ORACLE = "oracle: F1-max on this very set"
 FIGURES = {  # group -> the figures of it that are averaged over categories
     "image": ("image_auroc", "image_ap", "image_f1_max", "image_acc", "image_acc_at_threshold"),
@@ -87,16 +90,18 @@ def summarise(
     *,
     references: dict[str, str] | None = None,
     on_image: Callable[[], None] = lambda: None,
+    workers: int = 1,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The content of results.json, and of images.json: every image of the figures by id, and of an anomalous one with a
     mask the mask's outline and the image's own pixel AUROC.
 
     ``mask_of(row)`` gives the bool [H, W] mask, None where an anomalous image has none. Anomalous images without a mask
     or with an all-zero one are kept out of the pixel figures, since every pixel would count as normal, and are listed.
+    Maps are counted on ``workers`` threads, as many of them as ``IN_FLIGHT`` bytes of the largest image allow.
     """
     limits = _validation_thresholds(config.threshold_from)
     good = [row for row in rows if not row.get("error")]
-    counted = _Counted(folder, mask_of, config, on_image)
+    counted = _Counted(folder, mask_of, config, on_image, workers=workers)
     categories: dict[str, Any] = {}
     for category in sorted({row["category"] for row in rows}):
         chosen = [row for row in good if row["category"] == category]
@@ -132,26 +137,35 @@ class _Counted:
     record: PixelRecord = field(default_factory=PixelRecord)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     unmasked: list[str] = field(default_factory=list)
+    workers: int = 1
 
     def add(self, rows: Sequence[dict[str, Any]]) -> Pixels:
         """The pixels of ``rows``, added to those of all; what is known by image goes to ``images`` and ``record``."""
         pixels = Pixels()
-        for row in rows:
+        largest = max((math.prod(row.get("image_size") or [1]) for row in rows), default=1)
+        workers = max(1, min(self.workers, IN_FLIGHT // (largest * BYTES_A_PIXEL)))
+        for row, counted in zip(rows, ordered_map(self._count, rows, workers), strict=True):
             self.on_image()
             self.images[row["id"]] = {}
-            mask = self.mask_of(row)
-            if row["gt_label"] and (mask is None or not mask.any()):
+            if counted is None:
                 self.unmasked.append(row["id"])
                 continue
-            if mask is None:
-                raise ValueError(f"no mask for the normal image {row['id']}")
-            one, auroc = _count(row, mask, self.folder, self.config)
-            (pixels.shown if row["pred_label"] == 1 else pixels.hidden).merge(one)
-            self.record.add(row["id"], one)
-            if row["gt_label"]:
-                self.images[row["id"]] |= {"outline": outline(mask), "pixel_auroc": auroc}
+            histogram, known = counted
+            (pixels.shown if row["pred_label"] == 1 else pixels.hidden).merge(histogram)
+            self.record.add(row["id"], histogram)
+            self.images[row["id"]] |= known
         self.pooled.merge(pixels)
         return pixels
+
+    def _count(self, row: dict[str, Any]) -> tuple[PixelHistogram, dict[str, Any]] | None:
+        """One image's own histogram, and what images.json holds of it; None for an anomalous one without a mask."""
+        mask = self.mask_of(row)
+        if row["gt_label"] and (mask is None or not mask.any()):
+            return None
+        if mask is None:
+            raise ValueError(f"no mask for the normal image {row['id']}")
+        histogram, auroc = _count(row, mask, self.folder, self.config)
+        return histogram, {"outline": outline(mask), "pixel_auroc": auroc} if row["gt_label"] else {}
 
 
 def read_results(run: Path) -> dict[str, Any]:
@@ -206,7 +220,7 @@ def _count(
         grid_map = load_map(folder / row["map"], row["map_scale"])
         grid = (grid_map.shape[0], grid_map.shape[1])
         anomaly_map = resize_map(torch.from_numpy(grid_map).ravel(), grid, (mask.shape[0], mask.shape[1])).numpy()
-    one = PixelHistogram()
+    one = PixelHistogram(dropped=start_bits(mask.size))
     return one, one.add(anomaly_map, mask)
 
 

@@ -13,6 +13,7 @@ from realad_verl.evaluate.pixel_metrics import (
     MAX_BINS,
     PixelHistogram,
     bin_edges,
+    distinct,
     pixel_summary,
     quantise,
     score_keys,
@@ -201,3 +202,13 @@ def test_curves_are_thinned_and_keep_their_ends():
     assert all(len(p) <= 53 for p in points.values())
     assert points["pro"][-1][0] <= 0.3
     assert thin(np.array([0.0, 1.0]), np.array([0.0, 1.0]), 10) == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("spread", [10, 10**6, 2**31 - 1])
+def test_distinct_is_numpys_unique(spread):
+    keys = np.random.default_rng(spread).integers(-spread // 2, spread // 2, 5000).astype(np.int32)
+    for some in (keys, keys[:1], keys[:0]):
+        ours, expected = distinct(some), np.unique(some, return_counts=True)
+        np.testing.assert_array_equal(ours[0], expected[0])
+        np.testing.assert_array_equal(ours[1], expected[1])
+        assert ours[0].dtype == np.int32

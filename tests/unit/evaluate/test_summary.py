@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from realad_verl.errors import UserError
+from realad_verl.evaluate.pixel_metrics import PixelHistogram
 from realad_verl.evaluate.records import save_map
 from realad_verl.evaluate.store import write_json
 from realad_verl.evaluate.summary import ORACLE, SummaryConfig, macro_mean, outline, summarise
@@ -157,3 +158,12 @@ def test_outlines_are_shares_and_dots_can_be_seen():
     assert len(shapes) == 2
     assert shapes[0] == [0.05, 0.8, 0.055, 0.8, 0.055, 0.81, 0.05, 0.81]
     assert min(shapes[1][::2]) == 0.25 and max(shapes[1][1::2]) == 0.39
+
+
+def test_threads_do_not_change_a_figure(tmp_path, monkeypatch):
+    """Nor does how far bins are cut when an image is counted: the histograms here are full after a few images."""
+    monkeypatch.setattr(PixelHistogram.__init__, "__defaults__", (300, *PixelHistogram.__init__.__defaults__[1:]))
+    rows, masks = make_rows(tmp_path, n=12)
+    alone = summarise(rows, tmp_path, lambda r: masks[r["id"]], SummaryConfig())
+    assert alone[0]["pooled"]["pixel"]["pixel_auroc_error_bound"] > 0
+    assert summarise(rows, tmp_path, lambda r: masks[r["id"]], SummaryConfig(), workers=4) == alone
