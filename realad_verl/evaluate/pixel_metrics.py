@@ -6,7 +6,8 @@ pixels than that starts with as many bits cut as they could fill (``start_bits``
 Scores keep their order, no score range has to be known beforehand, and what is counted in which order makes no
 difference. Three counts a bin are all that AUROC, AUPR, F1-max, accuracy and AUPRO need: normal pixels, anomalous
 pixels, and anomalous pixels weighted by one over the size of their defect region. Scores inside one bin are treated as
-ties, so AUROC is off by at most ``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin; of real ties too).
+ties, so AUROC is off by at most ``auroc_error_bound`` (half the share of normal-anomalous pairs that share a bin; of
+real ties too).
 """
 
 from dataclasses import dataclass, field
