@@ -14,8 +14,8 @@ from realad_verl.verl_ext.job.parts import ray_children
 from realad_verl.verl_ext.job.progress import RunProgress
 from realad_verl.verl_ext.job.watchdog import Watchdog
 from realad_verl.verl_ext.names import SEEDED_AGENT_LOOP
-from realad_verl.verl_ext.recipe.check_rows import total_steps
-from realad_verl.verl_ext.recipe.model_text import template_opens
+from realad_verl.verl_ext.recipe.data.check_rows import total_steps
+from realad_verl.verl_ext.recipe.data.model_text import template_opens
 from realad_verl.verl_ext.recipe.problem import Setup
 from realad_verl.verl_ext.run_folder import heartbeat
 from realad_verl.verl_ext.run_folder.cause import in_one_line, is_death, is_without_material

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from realad_verl.data.prompts import prompt_text
 from realad_verl.errors import UserError
-from realad_verl.verl_ext.recipe.check_data import data_files_exist
-from realad_verl.verl_ext.recipe.check_rows import rows_are_usable, temp_folder_is_short, template_agrees
+from realad_verl.verl_ext.recipe.data.check_data import data_files_exist
+from realad_verl.verl_ext.recipe.data.check_rows import rows_are_usable, temp_folder_is_short, template_agrees
 from realad_verl.verl_ext.recipe.model_facts import model_facts
 from realad_verl.verl_ext.recipe.problem import Problem, Rule, Setup
 

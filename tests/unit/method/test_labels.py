@@ -9,8 +9,8 @@ import pytest
 
 from realad_verl.method import labels
 from realad_verl.method.labels import read_label
-from realad_verl.verl_ext.recipe.check_data import data_files_exist
 from realad_verl.verl_ext.recipe.compose import compose_recipe
+from realad_verl.verl_ext.recipe.data.check_data import data_files_exist
 from realad_verl.verl_ext.recipe.problem import Setup
 from reward_fns.accuracy import accuracy_reward
 from reward_fns.compose import compute_score

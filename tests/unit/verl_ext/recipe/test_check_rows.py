@@ -15,7 +15,7 @@ from realad_verl.method.config import SpanConfig
 from realad_verl.tiny import tiny_model_dir
 from realad_verl.verl_ext.recipe.check import check_config
 from realad_verl.verl_ext.recipe.compose import compose_recipe
-from realad_verl.verl_ext.recipe.model_text import template_opens
+from realad_verl.verl_ext.recipe.data.model_text import template_opens
 from realad_verl.verl_ext.recipe.problem import Problem, Setup
 
 

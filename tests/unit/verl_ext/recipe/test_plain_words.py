@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from realad_verl.errors import UserError
 from realad_verl.evaluate.store import ResultStore
 from realad_verl.verl_ext.job.watchdog import Watchdog
-from realad_verl.verl_ext.recipe.check_rows import temp_folder_is_short, total_steps
 from realad_verl.verl_ext.recipe.compose import compose_recipe
+from realad_verl.verl_ext.recipe.data.check_rows import temp_folder_is_short, total_steps
 from realad_verl.verl_ext.recipe.overrides import require_grammar
 from realad_verl.verl_ext.recipe.problem import Setup
 from realad_verl.verl_ext.run_folder import heartbeat

@@ -13,7 +13,7 @@ from realad_verl.data.images import deep_extremes, load_image
 from realad_verl.data.rows import image_source
 from realad_verl.errors import UserError
 from realad_verl.method.config import SpanConfig
-from realad_verl.verl_ext.recipe.model_text import prompt_tokens, template_opens
+from realad_verl.verl_ext.recipe.data.model_text import prompt_tokens, template_opens
 from realad_verl.verl_ext.recipe.problem import Problem, Setup
 
 KEYS = ("data.train_files", "data.val_files")
