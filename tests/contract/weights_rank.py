@@ -73,8 +73,24 @@ def run(job: dict, actor: dict) -> None:
         if step < max(job["updates"]):
             train(engine, mine, flags)
     if "checkpoint" in actor:
-        engine.save_checkpoint(f"{job['out']}.{actor['name']}/global_step_{step}/actor", global_step=step)
+        folder = f"{job['out']}.{actor['name']}/global_step_{step}/actor"
+        engine.save_checkpoint(folder, global_step=step)
+        if "optimizer" in actor["checkpoint"]["save_contents"]:
+            check_resumed(engine, folder, job | actor, mine, flags)
     dist.barrier()
+
+
+def check_resumed(engine, folder: str, job: dict, samples: list[dict], flags: dict) -> None:
+    """One update more, of the actor and of another one that starts from its checkpoint: the same weights, bitwise."""
+    torch.manual_seed(1)
+    again = build_engine(job)
+    again.load_checkpoint(folder, del_local_after_load=False)
+    last = own_weights(again)
+    for one in (engine, again):
+        train(one, samples, flags)
+    weights = [own_weights(one) for one in (engine, again)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items()), "not the unbroken run"
+    assert sum(not torch.equal(value, last[name]) for name, value in weights[1].items()) >= 20
 
 
 def train(engine, samples: list[dict], flags: dict) -> None:
