@@ -3,24 +3,24 @@
     localizer = Localizer.from_pretrained("path/to/model")
     result = localizer(image)
 
-A response is generated greedily, then one teacher-forced forward reads the attention and the answer's probability
-(``realad_verl.evidence``, the path that training uses). ``explain`` does the second half for responses made elsewhere.
+A response is generated greedily; its attention and the answer's probability are read as it is generated. ``explain`` is
+for responses made elsewhere: one teacher-forced forward, as in training (``realad_verl.evidence``). It also serves what
+the steps of a generation do not tell: a response without an answer, a cache that drops keys.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from realad_verl.attention.generation import reading_generation
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.backbones import backbone_for
-from realad_verl.backbones.answers import answer_ids, yes_share
+from realad_verl.backbones.answers import AnswerScores, answer_ids, yes_share
 from realad_verl.backbones.base import placeholder_ids
 from realad_verl.backbones.inputs import PromptInputs, chat_text, collate, prepare
 from realad_verl.backbones.pieces import response_pieces
@@ -29,63 +29,27 @@ from realad_verl.data.images import ImageSource, load_image
 from realad_verl.data.prompts import hf_messages
 from realad_verl.errors import UserError, bad_value
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
-from realad_verl.method.anomaly_map import resize_map
-from realad_verl.method.config import MethodConfig, SpanConfig
-from realad_verl.method.evidence import Evidence
-from realad_verl.method.labels import read_label
+from realad_verl.localization import Localization, TokenEvidence, localization
+from realad_verl.method.config import MethodConfig
 from realad_verl.method.spans import answer_token, opened_spans, parse_response
 from realad_verl.models import load_model
 
-
-@dataclass(frozen=True)
-class TokenEvidence:
-    """One reasoning token: its text, raw S_T and S_I, weight w_r, and whether the map is made of it."""
-
-    text: str
-    s_t: float
-    s_i: float
-    weight: float
-    kept: bool
-
-
-@dataclass(frozen=True)
-class Localization:
-    """What a model says about one image.
-
-    ``image_size``: (height, width). ``answer``: None where the response gives no single yes or no, and then so is
-    ``pred_label`` (1 = anomalous). ``pred_score``: P(yes) / (P(yes) + P(no)) where the answer begins, in [0, 1];
-    without an answer, after an opening answer tag put behind the response [ours]; None for NaN logits. ``problem``:
-    why evidence is missing or partial (table in realad_verl.evidence); ``format_problem``: how the response departs
-    from the format (table in realad_verl.method.spans).
-    ``anomaly_map`` [H, W] float32 is ``grid_map`` [rows, cols] resized to the image; attention mass, not a probability.
-    """
-
-    image_size: tuple[int, int]
-    answer: str | None
-    pred_label: int | None
-    pred_score: float | None
-    response: str
-    reasoning: str | None
-    well_formed: bool
-    problem: str | None
-    format_problem: str | None
-    anomaly_map: np.ndarray | None
-    grid_map: np.ndarray | None
-    tokens: list[TokenEvidence]
-    jaccard: float | None
-    n_kept: int
-    fallback: bool
+__all__ = ["Localization", "Localizer", "TokenEvidence"]
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One prompt and response in the teacher-forced forward; ``score_at``: the position that predicts the answer."""
+    """One prompt and response in the teacher-forced forward; ``score_at``: the position that predicts the answer.
+
+    ``answer``: index of the response token that begins the answer, None where there is none.
+    """
 
     prompt: PromptInputs
     pieces: list[str]
     tail: Tensor
     plan: EvidencePlan
     score_at: int
+    answer: int | None
 
 
 class Localizer:
@@ -160,7 +124,7 @@ class Localizer:
             return []
         images = [load_image(image, self.depth) for image in images]
         prompts = [prepare(self.processor, self.text, image) for image in images]
-        return self._explain(images, prompts, self._generate(prompts))
+        return self._localize(images, prompts)
 
     def sample(self, images: Sequence[ImageSource], n: int) -> list[list[int]]:
         """``n`` responses to each image at temperature 1, those of an image side by side; torch's own seed counts."""
@@ -184,8 +148,41 @@ class Localizer:
         return self._explain(images, prompts, response_ids)
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[PromptInputs], do_sample: bool = False, **sampling: Any) -> list[list[int]]:
-        """Responses, greedy by default, each up to and with its end token."""
+    def _localize(self, images: Sequence[Image.Image], prompts: Sequence[PromptInputs]) -> list[Localization]:
+        """Generates and reads in one pass; what the steps do not tell is read by a forward of its own."""
+        kept = AnswerScores(self.answer_ids)
+        with reading_generation(self.readout, [len(prompt.input_ids) for prompt in prompts]) as reading:
+            responses = self._generate(prompts, kept)
+        sequences = [self._sequence(i, prompts[i], ids) for i, ids in enumerate(responses)]
+        told = [
+            i
+            for i, s in enumerate(sequences)
+            if s.answer is not None and (s.plan.request is None or reading.has(s.plan.request))
+        ]
+        requests = [request for i in told if (request := sequences[i].plan.request) is not None]
+        rows = reading.read(requests)
+        if rows is None:
+            return self._explain(images, prompts, responses)
+        evidence = self.builder.reduce([sequences[i].plan for i in told], rows)
+        results = {}
+        for i, found in zip(told, evidence, strict=True):
+            s, score = sequences[i], kept.share(i, sequences[i].answer)
+            results[i] = localization(images[i], s.pieces, s.plan.reasoning, found, score, self.method.spans)
+        rest = [i for i in range(len(images)) if i not in results]
+        if rest:
+            others = ([of[i] for i in rest] for of in (images, prompts, responses))
+            results |= dict(zip(rest, self._explain(*others), strict=True))
+        return [results[i] for i in range(len(images))]
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        prompts: Sequence[PromptInputs],
+        kept: AnswerScores | None = None,
+        do_sample: bool = False,
+        **sampling: Any,
+    ) -> list[list[int]]:
+        """Responses, greedy by default, each up to and with its end token; ``kept`` sees the scores of every step."""
         batch = self._batch(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), "left")
         config = type(self.model.generation_config)(
             do_sample=do_sample,
@@ -195,7 +192,9 @@ class Localizer:
             pad_token_id=self._pad_id,
             suppress_tokens=sorted(placeholder_ids(self.model.config)),
         )
-        generated = self.model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :].tolist()
+        watching = {} if kept is None else {"logits_processor": [kept]}
+        output = self.model.generate(**batch, generation_config=config, **watching)
+        generated = output[:, batch["input_ids"].shape[1] :].tolist()
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in generated]
         return [row[:stop] for row, stop in zip(generated, stops, strict=True)]
@@ -214,8 +213,8 @@ class Localizer:
         evidence = self.builder.reduce([s.plan for s in sequences], reading.rows())
         scores = [yes_share(logits_BKV[i, wanted.index(s.score_at)], self.answer_ids) for i, s in enumerate(sequences)]
         return [
-            _localization(image, sequence, found, score, self.method.spans)
-            for image, sequence, found, score in zip(images, sequences, evidence, scores, strict=True)
+            localization(image, s.pieces, s.plan.reasoning, found, score, self.method.spans)
+            for image, s, found, score in zip(images, sequences, evidence, scores, strict=True)
         ]
 
     def _sequence(self, index: int, prompt: PromptInputs, ids: list[int]) -> _Sequence:
@@ -229,7 +228,7 @@ class Localizer:
         score_at = length + (answer if answer is not None else len(tail)) - 1
         reserved = torch.tensor(sorted(placeholder_ids(self.model.config)))
         tail = tail.masked_fill(torch.isin(tail, reserved), self._pad_id)
-        return _Sequence(prompt, pieces, tail, plan, score_at)
+        return _Sequence(prompt, pieces, tail, plan, score_at, answer)
 
     def _opened_answer(self, pieces: list[str]) -> Tensor:
         """The tags that lead from a response without an answer to where one would be."""
@@ -263,33 +262,3 @@ def _device(name: str) -> torch.device:
 def _body(response: Tensor, pieces: list[str]) -> Tensor:
     """The response without the special tokens at its end."""
     return response[: max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)]
-
-
-def _localization(
-    image: Image.Image, sequence: _Sequence, evidence: Evidence, score: float, spans: SpanConfig
-) -> Localization:
-    text = "".join(sequence.pieces)
-    parsed = parse_response(text, spans)
-    map_P, size = evidence.anomaly_map_P, (image.height, image.width)
-    columns = (evidence.s_t_R, evidence.s_i_R, evidence.weights_R, evidence.kept_R)
-    values = zip(*(column.tolist() for column in columns), strict=True)
-    return Localization(
-        image_size=size,
-        answer=parsed.answer,
-        pred_label=read_label(parsed.answer),
-        pred_score=score if math.isfinite(score) else None,
-        response=text,
-        reasoning=parsed.reasoning,
-        well_formed=parsed.well_formed,
-        problem=evidence.problem,
-        format_problem=parsed.problem,
-        anomaly_map=None if map_P is None else resize_map(map_P, evidence.grid, size).cpu().numpy(),
-        grid_map=None if map_P is None else map_P.reshape(evidence.grid).cpu().numpy(),
-        tokens=[
-            TokenEvidence(sequence.pieces[index], *value)
-            for index, value in zip(sequence.plan.reasoning, values, strict=True)
-        ],
-        jaccard=evidence.jaccard,
-        n_kept=evidence.n_kept,
-        fallback=evidence.fallback,
-    )

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from realad_verl.errors import UserError
 
@@ -29,3 +30,20 @@ def yes_share(logits_V: Tensor, ids: tuple[list[int], list[int]]) -> float:
     """P(yes) / (P(yes) + P(no)) from next-token logits, each summed over its tokens (``answer_ids``)."""
     yes, no = (torch.logsumexp(logits_V[part].double(), 0) for part in ids)
     return float(torch.sigmoid(yes - no))
+
+
+class AnswerScores(LogitsProcessor):
+    """Keeps what `yes_share` needs of every step of a generation, and changes nothing."""
+
+    def __init__(self, ids: tuple[list[int], list[int]]) -> None:
+        self._yes, self._no = ids
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._steps.append(scores[:, [*self._yes, *self._no]])
+        return scores
+
+    def share(self, sequence: int, step: int) -> float:
+        """P(yes) / (P(yes) + P(no)) of the token that step ``step`` made."""
+        first = len(self._yes)
+        return yes_share(self._steps[step][sequence], (list(range(first)), list(range(first, first + len(self._no)))))

@@ -1,0 +1,127 @@
+"""What is read while a model generates is what a teacher-forced forward over the same response reads."""
+
+import functools
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from test_localize import GOOD, ids, picture
+from transformers import LogitsProcessor
+
+from realad_verl.backbones.inputs import prepare
+from realad_verl.localize import Localizer
+from realad_verl.method.config import MethodConfig
+from realad_verl.tiny import tiny_model_dir
+
+SHORT = "<think> no defect at all in this one </think><answer> no </answer>"
+NO_ANSWER = "<think> a stain near the top, then nothing"
+
+
+class Dictated(LogitsProcessor):
+    """Makes a random model say these responses."""
+
+    def __init__(self, responses, width):
+        self.responses, self.width = responses, width
+
+    def __call__(self, input_ids, scores):
+        scores, step = torch.full_like(scores, -1e9), input_ids.shape[1] - self.width
+        for row, response in enumerate(self.responses):
+            scores[row, response[min(step, len(response) - 1)]] = 0.0
+        return scores
+
+
+def dictate(localizer, monkeypatch, texts):
+    """Localizer calls now end in these responses; returns the list of the widths of all forwards."""
+    responses, generate, widths = [ids(localizer, text) for text in texts], localizer.model.generate, []
+
+    @functools.wraps(generate)
+    def dictated(*args, logits_processor=(), **kwargs):
+        voice = Dictated(responses, kwargs["input_ids"].shape[1])
+        return generate(*args, logits_processor=[*logits_processor, voice], **kwargs)
+
+    decoder = localizer.model.get_decoder()
+    count = lambda _, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1])  # noqa: E731
+    monkeypatch.setattr(localizer.model, "generate", dictated)
+    handle = decoder.register_forward_pre_hook(count, with_kwargs=True)
+    monkeypatch.setattr(localizer, "max_new_tokens", max(map(len, responses)))
+    return responses, widths, handle
+
+
+def same(got, want, within=1e-5):
+    assert (got.response, got.answer, got.problem, got.n_kept) == (
+        want.response,
+        want.answer,
+        want.problem,
+        want.n_kept,
+    )
+    assert got.pred_score == pytest.approx(want.pred_score, abs=within)
+    assert got.jaccard == (want.jaccard and pytest.approx(want.jaccard, abs=within))
+    assert (got.grid_map is None) == (want.grid_map is None)
+    if want.grid_map is not None:
+        assert want.grid_map.max() > 1e-3
+        assert np.abs(got.grid_map - want.grid_map).max() <= within
+    for one, other in zip(got.tokens, want.tokens, strict=True):
+        assert (one.text, one.kept) == (other.text, other.kept)
+        assert (one.s_t, one.s_i) == pytest.approx((other.s_t, other.s_i), abs=within)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "glm4v", "internvl", "mistral3"])
+def test_equals_the_teacher_forced_pass_without_a_second_one(family, monkeypatch):
+    tiny = tiny_models.build(family)
+    localizer = Localizer(tiny.model, tiny.processor)
+    images = [picture(), picture(200, 60, seed=1), picture(seed=2)]
+    responses, widths, handle = dictate(localizer, monkeypatch, [GOOD, SHORT, GOOD])
+    got = localizer(images)
+    handle.remove()
+    assert len(widths) == max(map(len, responses)) and set(widths[1:]) == {1}  # the prompt, then a token at a time
+    for one, other in zip(got, localizer.explain(images, responses), strict=True):
+        assert one.answer is not None
+        same(one, other)
+
+
+@pytest.mark.parametrize("readout", [{"query": "before"}, {"heads": [[0, 1], [1, 0]]}, {"layers": [-1]}])
+def test_every_setting_of_the_readout(readout, monkeypatch):
+    tiny = tiny_models.build("qwen2_5_vl")
+    localizer = Localizer(tiny.model, tiny.processor, method=MethodConfig.from_dict({"readout": readout}))
+    responses, _, _ = dictate(localizer, monkeypatch, [SHORT, GOOD])
+    for one, other in zip(
+        localizer([picture(), picture()]), localizer.explain([picture()] * 2, responses), strict=True
+    ):
+        same(one, other)
+
+
+def test_a_response_without_an_answer_gets_a_forward_of_its_own(monkeypatch):
+    tiny = tiny_models.build("qwen2_5_vl")
+    localizer = Localizer(tiny.model, tiny.processor)
+    responses, widths, _ = dictate(localizer, monkeypatch, [GOOD, NO_ANSWER])
+    got = localizer([picture(), picture(seed=3)])
+    assert sum(width > 1 for width in widths) == 2
+    assert [one.answer for one in got] == ["yes", None]
+    for one, other in zip(got, localizer.explain([picture(), picture(seed=3)], responses), strict=True):
+        same(one, other)
+
+
+def test_a_cache_that_drops_keys_is_noticed(monkeypatch):
+    """A sliding window shorter than the prompt: the steps cannot tell, so a forward does."""
+    tiny = tiny_models.build("gemma3")
+    config = tiny.model.config.text_config
+    windows = [module for module in tiny.model.modules() if getattr(module, "sliding_window", None) is not None]
+    assert windows and "sliding_attention" in config.layer_types
+    monkeypatch.setattr(config, "sliding_window", 8)
+    for module in windows:
+        monkeypatch.setattr(module, "sliding_window", 8)
+    localizer = Localizer(tiny.model, tiny.processor)
+    responses, widths, handle = dictate(localizer, monkeypatch, [GOOD])
+    got = localizer([picture()])
+    handle.remove()
+    assert sum(width > 1 for width in widths) == 2
+    same(got[0], localizer.explain([picture()], responses)[0])
+
+
+def test_the_shipped_backbone():
+    localizer = Localizer.from_pretrained(tiny_model_dir(), max_new_tokens=64)
+    images = [picture(168, 168, seed) for seed in range(3)]
+    said = localizer._generate([prepare(localizer.processor, localizer.text, image) for image in images])
+    for one, other in zip(localizer(images), localizer.explain(images, said), strict=True):
+        same(one, other)
