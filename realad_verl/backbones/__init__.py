@@ -7,18 +7,21 @@ from typing import Any
 
 from realad_verl.backbones.base import Backbone, Prompt
 from realad_verl.backbones.gemma3 import GEMMA3, PALIGEMMA
-from realad_verl.backbones.idefics import IDEFICS
+from realad_verl.backbones.gemma4 import GEMMA4
+from realad_verl.backbones.idefics import IDEFICS, SMOLVLM
 from realad_verl.backbones.internvl import INTERNVL
 from realad_verl.backbones.layout import ImageLayout, MultipleImagesError
 from realad_verl.backbones.llava_next import LLAVA_NEXT
 from realad_verl.backbones.pixtral import PIXTRAL
-from realad_verl.backbones.qwen_vl import QWEN_VL
+from realad_verl.backbones.qwen_vl import GLM4V, GLM4V_MOE, QWEN3_5, QWEN3_VL_MOE, QWEN_VL
 from realad_verl.errors import UserError
 
 # config.model_type -> family
 BACKBONES: dict[str, Backbone] = {
     "gemma3": GEMMA3,
-    "glm4v": QWEN_VL,
+    "gemma4": GEMMA4,
+    "glm4v": GLM4V,
+    "glm4v_moe": GLM4V_MOE,
     "idefics3": IDEFICS,
     "internvl": INTERNVL,
     "llava": PIXTRAL,
@@ -28,9 +31,13 @@ BACKBONES: dict[str, Backbone] = {
     "paligemma": PALIGEMMA,
     "qwen2_5_vl": QWEN_VL,
     "qwen2_vl": QWEN_VL,
+    "qwen3_5": QWEN3_5,
     "qwen3_vl": QWEN_VL,
-    "smolvlm": IDEFICS,
+    "qwen3_vl_moe": QWEN3_VL_MOE,
+    "smolvlm": SMOLVLM,
 }
+
+TRAINABLE = tuple(sorted(model_type for model_type, backbone in BACKBONES.items() if not backbone.untrainable))
 
 
 def backbone_for(model_config: Any) -> Backbone:
@@ -44,4 +51,4 @@ def backbone_for(model_config: Any) -> Backbone:
     return BACKBONES[model_type]
 
 
-__all__ = ["BACKBONES", "Backbone", "ImageLayout", "MultipleImagesError", "Prompt", "backbone_for"]
+__all__ = ["BACKBONES", "TRAINABLE", "Backbone", "ImageLayout", "MultipleImagesError", "Prompt", "backbone_for"]

@@ -41,13 +41,26 @@ class Prompt:
 class Backbone:
     """A family of models.
 
-    ``layout`` gets the positions [N] of all image tokens (N > 0) and the prompt. ``response_type``: the value of
-    ``token_type_ids`` at response tokens, for processors that make them.
+    ``layout`` gets the positions [N] of all image tokens (N > 0) and the prompt. ``beside``: names of the modules
+    beside the language model (vision encoder, projector), to keep LoRA off them. The rest is for families that need it:
+
+    ``response_type``: the value of ``token_type_ids`` at response tokens, for processors that make them.
+    ``both_ways``: image tokens see each other both ways, which the model is told by ``token_type_ids`` of 1 there.
+    ``keep_forward``: transformers' classes whose forward verl replaces by one that does not fit.
+    ``packages``: what its processor imports beyond transformers.
+    ``not_run``: what of its training was never run.
+    ``untrainable``: why it cannot be trained, in words that end a sentence.
     """
 
     name: str
     layout: Callable[[Tensor, Prompt], ImageLayout]
+    beside: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     response_type: int = 0
+    both_ways: bool = False
+    keep_forward: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    not_run: str | None = None
+    untrainable: str | None = None
 
     def image_layout(
         self, input_ids: Tensor, model_config: Any, processor_outputs: Mapping[str, Any], tokenizer: Any

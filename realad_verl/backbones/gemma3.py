@@ -22,5 +22,11 @@ def layout(columns: Tensor, prompt: Prompt) -> ImageLayout:
     return ImageLayout(columns, grid)
 
 
-GEMMA3 = Backbone("Gemma 3", layout)
-PALIGEMMA = Backbone("PaliGemma", layout, response_type=1)  # 0 is the prompt, whose tokens all see each other
+GEMMA3 = Backbone("Gemma 3", layout, both_ways=True)
+PALIGEMMA = Backbone(
+    "PaliGemma",
+    layout,
+    response_type=1,  # 0 is the prompt, whose tokens all see each other
+    untrainable="vLLM puts its image tokens in front of the prompt by itself, so that it would sample from another "
+    "prompt, and its prompt tokens see each other both ways, which vLLM's CPU attention and packed batches do not",
+)

@@ -48,4 +48,5 @@ def _marker(prompt: Prompt, start: int, name: str) -> tuple[int, int]:
     return WHOLE if row is None else (int(row), int(col))
 
 
-IDEFICS = Backbone("Idefics3", layout)
+IDEFICS = Backbone("Idefics3", layout, beside=("vision_model", "connector"))
+SMOLVLM = Backbone("SmolVLM", layout, beside=("vision_model", "connector"), packages=("num2words",))

@@ -32,18 +32,25 @@ class PromptInputs:
     image: dict[str, Tensor]
 
 
-def prepare(processor: Any, text: str, image: Image.Image) -> PromptInputs:
-    """Runs a processor on one image. ``text``: the chat template's output, with the image's placeholder.
+def prepare(processor: Any, text: str, *images: Image.Image, **options: Any) -> PromptInputs:
+    """Runs a processor on one prompt. ``text``: the chat template's output, with the placeholder of each image.
 
     A narrow or very small image is stretched along its short side first (a map of it is relative to its sides anyway).
+    ``options``: the processor's own.
     """
-    bos = getattr(processor.tokenizer, "bos_token", None)
-    options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}  # not twice
-    outputs = processor(images=[stretched(image.convert("RGB"))], text=[text], return_tensors="pt", **options)
+    options = bos_once(processor.tokenizer, text) | options
+    pictures = [stretched(image.convert("RGB")) for image in images]
+    outputs = processor(images=pictures, text=[text], return_tensors="pt", **options)
     ids = outputs["input_ids"][0]
     types = {key: outputs[key][0] for key in ("mm_token_type_ids", "token_type_ids") if key in outputs}
     skip = {"input_ids", "attention_mask", "labels", *types}
     return PromptInputs(ids, types, {key: torch.as_tensor(outputs[key]) for key in outputs if key not in skip})
+
+
+def bos_once(tokenizer: Any, text: str) -> dict[str, bool]:
+    """The option that keeps a tokenizer from writing the begin-of-text token that a chat template wrote already."""
+    bos = getattr(tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
 
 def stretched(image: Image.Image) -> Image.Image:
@@ -80,11 +87,11 @@ def collate(
         extra = [torch.full((len(response),), kind) for response in responses]
         batch[key] = padded([torch.cat([p.token_types[key], more]) for p, more in zip(prompts, extra, strict=True)], 0)
     for key in prompts[0].image:
-        batch[key] = _concatenated([prompt.image[key] for prompt in prompts])
+        batch[key] = concatenated([prompt.image[key] for prompt in prompts])
     return batch
 
 
-def _concatenated(tensors: list[Tensor]) -> Tensor:
+def concatenated(tensors: Sequence[Tensor]) -> Tensor:
     """Along the first axis; other axes are filled up with zeros (tiles and pixels that models leave out again)."""
     shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     filled = []

@@ -22,4 +22,14 @@ def layout(columns: Tensor, prompt: Prompt) -> ImageLayout:
     return ImageLayout(columns, grid)
 
 
-QWEN_VL = Backbone("Qwen-VL", layout)
+QWEN_VL = Backbone("Qwen-VL", layout, beside=("visual",))
+# verl replaces the model's forward by one for transformers 4, and the attention's by one that cannot be read.
+GLM4V = Backbone(
+    "GLM-4V",
+    layout,
+    beside=("visual",),
+    keep_forward=("Glm4vModel", "Glm4vForConditionalGeneration", "Glm4vTextAttention"),
+)
+QWEN3_VL_MOE = Backbone("Qwen3-VL MoE", layout, beside=("visual",), not_run="its experts were never sent to vLLM")
+QWEN3_5 = Backbone("Qwen3.5", layout, beside=("visual",), not_run="vLLM's kernel of its linear attention needs a GPU")
+GLM4V_MOE = Backbone("GLM-4.5V", layout, beside=("visual",), not_run="its experts were never sent to vLLM")

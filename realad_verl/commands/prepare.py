@@ -15,7 +15,10 @@ def prepare(
     dataset: Annotated[str | None, typer.Argument(help="Name of the dataset; see --list.", show_default=False)] = None,
     root: Annotated[Path | None, options.root_option()] = None,
     out: Annotated[Path | None, typer.Option(help="Directory to write to.", show_default=False)] = None,
-    size: Annotated[int, typer.Option(help="Side of the square images, in pixels (bicubic, aspect not kept).")] = 420,
+    size: Annotated[int, typer.Option(help="Side of the square images, in pixels (bicubic).")] = 420,
+    keep_aspect: Annotated[
+        bool, typer.Option("--keep-aspect", help="Keep the images' aspect: --size is their longest side.")
+    ] = False,
     split: Annotated[str, typer.Option(help="Take images from this split of the dataset, or from all.")] = "all",
     val_fraction: Annotated[float, typer.Option(help="Share of images (pairs stay together) for val.parquet.")] = 0.1,
     max_per_class: Annotated[
@@ -60,6 +63,7 @@ def prepare(
 
     settings = PrepareSettings(
         size=size,
+        keep_aspect=keep_aspect,
         split=split,
         val_fraction=val_fraction,
         max_per_class=max_per_class,

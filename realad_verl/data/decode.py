@@ -31,8 +31,11 @@ class Unusable:
     detail: str
 
 
-def decode(path: Path, size: int, depth: Depth | None = None) -> Decoded | Unusable:
-    """Read ``path``, by the ``depth`` of its data set, and bring it to ``size`` x ``size`` pixels."""
+def decode(path: Path, size: int, depth: Depth | None = None, keep_aspect: bool = False) -> Decoded | Unusable:
+    """Read ``path``, by the ``depth`` of its data set, and bring it to ``size`` x ``size`` pixels.
+
+    ``keep_aspect``: scale it so that its longest side has ``size`` pixels.
+    """
     if not path.exists():
         return Unusable("missing", "no such file")
     if path.stat().st_size == 0:
@@ -43,7 +46,9 @@ def decode(path: Path, size: int, depth: Depth | None = None) -> Decoded | Unusa
         return Unusable("unreadable", error.reason)
     digest = content_sha256(image)
     buffer = io.BytesIO()
-    image.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    width, height = (round(side * size / max(image.size)) for side in image.size) if keep_aspect else (size, size)
+    new = (max(1, width), max(1, height))
+    image.resize(new, Image.Resampling.BICUBIC).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return Decoded(buffer.getvalue(), digest)
 
 

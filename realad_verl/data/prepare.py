@@ -42,10 +42,12 @@ SHOWN = 50  # entries of a list that an error message shows
 class PrepareSettings:
     """Settings of one run. The defaults other than the size (the paper's 420 x 420) are ours.
 
+    size: side of the squares, or the longest side with keep_aspect.
     white: of images of more than 8 bits, the pixel value that becomes white; None: one for the set, from a first pass.
     """
 
     size: int = 420
+    keep_aspect: bool = False
     split: str = ALL
     val_fraction: float = 0.1
     max_per_class: int | None = None
@@ -114,7 +116,7 @@ def prepare(
         )
     parts = dict(zip(SPLITS, split_train_val(selection.samples, settings.val_fraction, settings.seed), strict=True))
     depth = find_depth([sample.path for sample in everything], deep_extremes, settings.white, workers)
-    reader = partial(decode, size=settings.size, depth=depth)
+    reader = partial(decode, size=settings.size, depth=depth, keep_aspect=settings.keep_aspect)
     tick = _counter(len(selection.samples), on_progress)
     with _staging(out) as folder:
         for split in SPLITS:

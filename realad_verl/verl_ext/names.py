@@ -8,3 +8,5 @@ SEEDED_AGENT_LOOP = "realad_seeded_agent"
 CUT = "realad_cut_tokens"
 REPLACED = "realad_replaced"
 TRAINERS = ("cgro_sync", "cgro_colocate_async", "cgro_separate_async")
+# In AgentLoopOutput.multi_modal_data, which never leaves its process: what the processor made of the prompt's images.
+FEATURES = "realad_features"

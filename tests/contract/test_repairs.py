@@ -22,6 +22,8 @@ NAMES = sorted(p.stem for p in Path(repairs.__file__).parent.glob("*.py") if p.s
 ARMED = repairs.EVERYWHERE + repairs.ON_CPU + repairs.IN_VLLM_ON_CPU
 
 ELSEWHERE = {
+    "any_processor": "tests/contract/test_verl_families.py::test_processors_and_prompts_of_every_family",
+    "processor_once": "tests/contract/test_verl_families.py::test_processors_and_prompts_of_every_family",
     "logger_flush": "tests/contract/test_separate_async.py::test_setup_of_verl_needs_the_repair",
     "loopback_store": "tests/unit/verl_ext/repairs/test_loopback_store.py::test_where_a_process_group_listens",
     "merged_root": "tests/contract/test_weights.py::test_sees_what_verl_would_send",

@@ -48,8 +48,10 @@ class EagerReference:
         plan = self.builder.plan(torch.cat([prompt.input_ids, response]), len(prompt.input_ids), prompt.image)
         if plan.request is None:
             return self.builder.reduce([plan], [])[0], plan.reasoning
-        kind = backbone_for(self.model.config).response_type
-        batch = collate([prompt], [response], self.processor.tokenizer.pad_token_id, "right", kind)
+        backbone = backbone_for(self.model.config)
+        batch = collate([prompt], [response], self.processor.tokenizer.pad_token_id, "right", backbone.response_type)
+        if backbone.both_ways:  # not in vLLM's CPU attention, and so not in the actor on a CPU
+            batch["token_type_ids"].zero_()
         attentions = self.model(**batch, output_attentions=True, use_cache=False).attentions
         rows = mean_rows(attentions, [plan.request])
         return self.builder.reduce([plan], rows)[0], plan.reasoning

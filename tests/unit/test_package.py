@@ -35,7 +35,7 @@ ALLOWED = {
     "verl_ext": set(),
     "verl_ext.names": set(),
     "verl_ext.settings": {"method"},
-    "verl_ext.repairs": set(),
+    "verl_ext.repairs": {"backbones", "verl_ext.names"},
     "verl_ext.cpu": {"verl_ext.repairs"},
     "verl_ext.plugin": {"verl_ext.cpu", "verl_ext.repairs"},
     "verl_ext.run_folder": set(),

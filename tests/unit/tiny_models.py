@@ -120,6 +120,8 @@ QWEN_IMAGE = "<|vision_start|><image><|vision_end|>"
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 VISION_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
+DEEP_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+
 
 def qwen2_5_vl() -> Tiny:
     vision = {
@@ -172,6 +174,66 @@ def qwen3_vl() -> Tiny:
         chat_template=_template(QWEN_IMAGE),
     )
     return Tiny(_model(hf.Qwen3VLForConditionalGeneration, config), processor)
+
+
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def qwen3_vl_moe() -> Tiny:
+    vision = {**DEEP_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    rope = MROPE | {"mrope_interleaved": True}
+    text = _text(rope_parameters=rope, head_dim=8, num_experts=4, **EXPERTS)
+    config = hf.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_image_ids())
+    return Tiny(_model(hf.Qwen3VLMoeForConditionalGeneration, config), qwen3_vl().processor)
+
+
+def qwen3_5() -> Tiny:
+    linear = {
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+    }
+    rope = MROPE | {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    text = _text(rope_parameters=rope, head_dim=16, **linear)
+    text["layer_types"] = ["linear_attention", "full_attention", "full_attention"]
+    vision = {**DEEP_VISION, "num_position_embeddings": 64}
+    config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **_image_ids())
+    return Tiny(_model(hf.Qwen3_5ForConditionalGeneration, config), qwen3_vl().processor)
+
+
+def glm4v_moe() -> Tiny:
+    ids = {"image_token_id": token_id("<image>"), "video_token_id": token_id("<video>")}
+    rope = MROPE | {"partial_rotary_factor": 1.0}
+    experts = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+    text = _text(rope_parameters=rope, head_dim=8, **experts, **EXPERTS)
+    vision = {**DEEP_VISION, "image_size": 112}
+    config = hf.Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
+    return Tiny(_model(hf.Glm4vMoeForConditionalGeneration, config), glm4v().processor)
+
+
+def gemma4() -> Tiny:
+    text = _text(head_dim=8, global_head_dim=8, sliding_window=64, hidden_size_per_layer_input=0)
+    text["layer_types"] = ["sliding_attention", "full_attention", "full_attention"]
+    vision = {**VISION_SIZES, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 14, "pooling_kernel_size": 2}
+    config = hf.Gemma4Config(
+        text_config=text,
+        vision_config=vision | {"position_embedding_size": 64},
+        audio_config=None,
+        boi_token_id=token_id("<start_of_image>"),
+        eoi_token_id=token_id("<end_of_image>"),
+        image_token_id=token_id("<image>"),
+        video_token_id=token_id("<video>"),
+    )
+    sizes = {"patch_size": 14, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+    processor = hf.Gemma4Processor(
+        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
+        image_processor=hf.Gemma4ImageProcessor(**sizes),
+        tokenizer=tokenizer(),
+        video_processor=hf.Gemma4VideoProcessor(),
+        chat_template=_template("<image>"),
+    )
+    return Tiny(_model(hf.Gemma4ForConditionalGeneration, config), processor)
 
 
 def glm4v() -> Tiny:
@@ -368,7 +430,9 @@ def _model(model_class: type, config: Any, seed: int = 0) -> Any:
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
     "idefics3": idefics3,
     "internvl": internvl,
     "llava": llava_pixtral,
@@ -378,7 +442,9 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "paligemma": paligemma,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen2_vl": qwen2_vl,
+    "qwen3_5": qwen3_5,
     "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
     "smolvlm": smolvlm,
 }
 

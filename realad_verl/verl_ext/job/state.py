@@ -210,9 +210,15 @@ def _to_module(model: Any) -> Callable[[str], str]:
 
 
 def _hub_names(model: Any, shapes: dict[str, torch.Size]) -> dict[str, str]:
-    """Hub name -> the module's name, by the conversion with which transformers saves."""
+    """Hub name -> the module's name, by the conversion with which transformers saves.
+
+    Of a model that was not loaded, transformers leaves out the prefixes that it dropped (SigLIP's and CLIP's
+    ``vision_model``); the family's published checkpoints, and so vLLM's loader, have them.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import revert_weight_conversion
 
+    model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     names = {id(tensor): name for name, tensor in empty.items()}
     saved = revert_weight_conversion(model, dict(empty))

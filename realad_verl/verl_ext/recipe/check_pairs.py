@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from realad_verl.backbones import BACKBONES
+from realad_verl.backbones import BACKBONES, TRAINABLE
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.names import AGENT_LOOP, ENGINE, SEEDED_AGENT_LOOP, TRAINERS
 from realad_verl.verl_ext.recipe.problem import Problem, Rule, Setup
@@ -17,15 +17,6 @@ OUR_REWARD = "pkg://reward_fns.compose"
 VERL_TRAINERS = ("sync", "colocate_async", "separate_async")
 FLASH = ("flash_attention_2", "flash_attention_3")
 READABLE = ("eager", "sdpa", *FLASH)
-# The families of ours whose images verl 0.9.1 brings to both vLLM and the actor (tests/contract/test_families.py).
-TRAINABLE_FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
-# Where LoRA could sit in a vision encoder or projector, one name a family.
-VISION_LAYERS = (
-    "model.visual.blocks.0.attn.qkv",
-    "model.visual.merger.mlp.0",
-    "model.vision_tower.encoder.layers.0.fc1",
-    "model.multi_modal_projector.linear_1",
-)
 
 
 def realad_section(s: Setup) -> Iterator[Problem]:
@@ -225,14 +216,16 @@ def backbone_is_known(s: Setup) -> Iterator[Problem]:
             f"model_type '{s.facts.model_type}' has no backbone entry; known: {', '.join(sorted(BACKBONES))}",
             "one of these, or add a family (docs/backbones.md)",
         )
-    elif s.facts and s.facts.model_type not in TRAINABLE_FAMILIES:
-        lost = "with twice its image tokens in vLLM" if s.facts.model_type == "glm4v" else "without its images"
+    elif s.facts and (reason := BACKBONES[s.facts.model_type].untrainable):
         yield Problem(
             f"{MODEL}.path",
             s.model.path,
-            f"verl 0.9.1 would train '{s.facts.model_type}' {lost}; trainable: {', '.join(TRAINABLE_FAMILIES)}",
-            "a model of one of these families (docs/recipes.md says why)",
+            f"'{s.facts.model_type}' localizes but does not train: {reason}; trainable: {', '.join(TRAINABLE)}",
+            "a model of one of these families",
         )
+    elif s.facts and (unknown := BACKBONES[s.facts.model_type].not_run):
+        fix = "a family that was trained (docs/backbones.md), or watch training/rollout_actor_probs_pearson_corr"
+        yield Problem(f"{MODEL}.path", s.model.path, f"'{s.facts.model_type}': {unknown}", fix, "warning")
     if s.facts and s.facts.model_type == "qwen3_vl" and s.config.data.image_patch_size != 16:
         yield Problem("data.image_patch_size", s.config.data.image_patch_size, "Qwen3-VL has patches of 16", "16")
     if s.model.trust_remote_code:
@@ -246,20 +239,25 @@ def backbone_is_known(s: Setup) -> Iterator[Problem]:
 
 
 def lora_reaches_the_rollout(s: Setup) -> Iterator[Problem]:
-    """vLLM applies LoRA to the language model only: other adapters must be merged on the way, or left out."""
-    if s.model.lora_rank <= 0 or s.get(f"{MODEL}.lora.merge") or s.model.target_modules != "all-linear":
-        return
-    excluded = s.model.exclude_modules or "$^"
-    open_layers = [name for name in VISION_LAYERS if not re.fullmatch(excluded, name)]
+    """LoRA where the recipe means it to be: names that exist, and none that the rollout would leave out."""
     family = s.facts.model_type if s.facts else ""
-    tower = "vision_tower" if "qwen" not in family and family != "glm4v" else "visual"
-    open_layers = [n for n in open_layers if "visual" in n] if tower == "visual" else open_layers[2:]
-    if family and open_layers:
+    if s.model.lora_rank <= 0 or s.model.target_modules != "all-linear" or family not in BACKBONES:
+        return
+    beside, key, excluded = BACKBONES[family].beside, f"{MODEL}.exclude_modules", s.model.exclude_modules
+    everything = f".*({'|'.join(beside)}).*"
+    if excluded and not any(name in excluded for name in beside):
+        yield Problem(key, excluded, f"names nothing of '{family}', which has {', '.join(beside)}", f"'{everything}'")
+        return
+    # vLLM applies LoRA to the language model only: other adapters must be merged on the way, or left out.
+    inside = [f"model.{name}.layers.0.linear" for name in beside]
+    open_layers = [name for name in inside if not (excluded and re.fullmatch(excluded, name))]
+    if open_layers and not s.get(f"{MODEL}.lora.merge"):
         yield Problem(
-            f"{MODEL}.exclude_modules",
-            s.model.exclude_modules,
-            f"LoRA on {open_layers[-1]} would be trained but not sampled with: vLLM adapts language layers only",
-            f"{MODEL}.lora.merge=true, or exclude_modules='.*{tower}.*' and the projector",
+            key,
+            excluded,
+            f"LoRA on {open_layers[-1].split('.')[1]} would be trained but not sampled with: vLLM adapts language "
+            "layers only",
+            f"{MODEL}.lora.merge=true, or exclude_modules='{everything}'",
         )
 
 

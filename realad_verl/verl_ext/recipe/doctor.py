@@ -75,12 +75,24 @@ def check_plugin() -> list[Finding]:
     return [Finding("plugin", OK, ", ".join(active[1:]))]
 
 
+def check_families() -> list[Finding]:
+    """What single families need beyond the stack."""
+    from realad_verl.backbones import BACKBONES
+
+    findings = []
+    for model_type, backbone in BACKBONES.items():
+        for package in backbone.packages:
+            found = version_of(package) or f"not installed; {backbone.name} alone needs it: pip install {package}"
+            findings.append(Finding(f"{package} ({model_type})", OK, found))
+    return findings
+
+
 def examine() -> list[Finding]:
     """Every finding, versions first."""
     findings = check_versions()
     if any(f.status == FAIL for f in findings):
         return findings
-    return findings + check_plugin() + check_machine()
+    return findings + check_plugin() + check_machine() + check_families()
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:

@@ -44,14 +44,32 @@ KNOWN: dict[str, ModelFacts] = {
     "Qwen/Qwen3-VL-8B-Instruct": ModelFacts(
         "qwen3_vl", 8.77e9, 0.58e9, 36, 4096, 32, 8, 128, 151936, 12288, 262144, 169
     ),
-    # No recipe: verl would train them without images. Known here, so that a check can say so.
     "OpenGVLab/InternVL3-8B-hf": ModelFacts(
         "internvl", 7.94e9, 0.30e9, 28, 3584, 28, 4, 128, 151674, 18944, 32768, 256
+    ),
+    "zai-org/GLM-4.1V-9B-Thinking": ModelFacts(
+        "glm4v", 10.3e9, 0.89e9, 40, 4096, 32, 2, 128, 151552, 13696, 65536, 225
     ),
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": ModelFacts(
         "llava_onevision", 8.03e9, 0.40e9, 28, 3584, 28, 4, 128, 152128, 18944, 32768, 3699
     ),
+    "llava-hf/llava-v1.6-mistral-7b-hf": ModelFacts(
+        "llava_next", 7.57e9, 0.32e9, 32, 4096, 32, 8, 128, 32064, 14336, 32768, 2928
+    ),
     "google/gemma-3-12b-it": ModelFacts("gemma3", 12.2e9, 0.42e9, 48, 3840, 16, 8, 256, 262208, 15360, 131072, 256),
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": ModelFacts(
+        "mistral3", 24.0e9, 0.44e9, 40, 5120, 32, 8, 128, 131072, 32768, 131072, 240
+    ),
+    "mistral-community/pixtral-12b": ModelFacts(
+        "llava", 12.7e9, 0.43e9, 40, 5120, 32, 8, 128, 131072, 14336, 131072, 756
+    ),
+    # Seventeen tiles, with their markers.
+    "HuggingFaceM4/Idefics3-8B-Llama3": ModelFacts(
+        "idefics3", 8.46e9, 0.43e9, 32, 4096, 32, 8, 128, 128259, 14336, 131072, 2960
+    ),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": ModelFacts(
+        "smolvlm", 2.25e9, 0.43e9, 24, 2048, 32, 32, 64, 49280, 8192, 8192, 1450
+    ),
 }
 # Image tokens = (side / patch / merge)^2 for families whose grid follows the pixels.
 PIXEL_GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")

@@ -12,6 +12,7 @@ import logging
 from PIL import Image
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from realad_verl.backbones.inputs import stretched
 from realad_verl.data.depth import Depth
 from realad_verl.data.images import load_image
 from realad_verl.data.rows import image_source
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 BAD_ROW = (UserError, OSError, ValueError, TypeError, KeyError, AssertionError, Image.DecompressionBombError)
 
 
+# Keys by which a row asks qwen_vl_utils for a size.
+SIZE_KEYS = {"min_pixels", "max_pixels", "resized_height", "resized_width"}
+
+
 class TolerantDataset(RLHFDataset):
     """Rows as verl reads them, images decoded as `realad prepare` decodes them.
 
@@ -34,6 +39,19 @@ class TolerantDataset(RLHFDataset):
     next one that can be used, and says so under ``REPLACED``. (verl 0.9.1 has no forward for a micro-batch without any
     image: AttributeError ``mean``.) UserError when no row can be used.
     """
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages, image_patch_size, config):
+        """(images, videos, audios) of a prompt, images as they are: each family's processor resizes by its own rules.
+
+        verl resizes them first, to multiples of Qwen's patches, and fails where a patch has two sides (Pixtral). Rows
+        that ask for a size, or hold more than still images, keep verl's way.
+        """
+        contents = (message["content"] for message in messages if isinstance(message["content"], list))
+        parts = [part for content in contents for part in content if part.get("type") != "text"]
+        if not all(isinstance(part.get("image"), Image.Image) and not SIZE_KEYS & part.keys() for part in parts):
+            return super()._process_multi_modal_info(messages, image_patch_size, config)
+        return [stretched(part["image"].convert("RGB")) for part in parts] or None, None, None
 
     def __getitem__(self, item):
         reason = None

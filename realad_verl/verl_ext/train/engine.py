@@ -21,6 +21,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from realad_verl.attention.readout import AttentionReadout
+from realad_verl.backbones import TRAINABLE
 from realad_verl.errors import UserError
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.method.attention_loss_config import AttentionLossConfig
@@ -28,11 +29,9 @@ from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import note
-from realad_verl.verl_ext.recipe.check_pairs import TRAINABLE_FAMILIES
-from realad_verl.verl_ext.train import weights, wire
+from realad_verl.verl_ext.train import families, weights, wire
 from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
 from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
-from realad_verl.verl_ext.train.sites import verl_sites
 from realad_verl.verl_ext.train.verdict import notes, verdicts
 
 logger = logging.getLogger(__name__)
@@ -71,10 +70,11 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         if model_config.processor is None:
             # verl only warns, drops every image, and trains on the text.
             raise UserError(
-                f"verl found no processor for actor_rollout_ref.model.path = {model_config.path}, so it would train "
-                f"without images. Families that train: {', '.join(TRAINABLE_FAMILIES)}. A model folder must hold its "
+                f"there is no processor for actor_rollout_ref.model.path = {model_config.path}, so verl would train "
+                f"without images. Families that train: {', '.join(TRAINABLE)}. A model folder must hold its "
                 "processor's files (processor_config.json or preprocessor_config.json)."
             )
+        self._backbone = families.trainable(model_config.hf_config)
         # verl builds the module by this name and knows only its own two.
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
@@ -102,6 +102,25 @@ class EvidenceEngine(FSDPEngineWithLMHead):
     def load_checkpoint(self, local_path: str, *args, **kwargs):
         self._teacher.load(local_path)  # before verl's, which may delete the folder
         super().load_checkpoint(local_path, *args, **kwargs)
+
+    def _build_module(self):
+        with families.own_forward(self._backbone, self.model_config.hf_config.model_type):
+            return families.layers_to_wrap(super()._build_module())
+
+    def initialize(self):
+        super().initialize()
+        families.open_read_embeddings(self.module)
+
+    def prepare_model_inputs(self, micro_batch: TensorDict):
+        inputs = micro_batch.get("multi_modal_inputs", None)
+        if inputs is None:
+            return super().prepare_model_inputs(micro_batch)
+        # verl concatenates features of one size only.
+        model_inputs, output_args = super().prepare_model_inputs(micro_batch.exclude("multi_modal_inputs"))
+        ids = model_inputs["input_ids"]
+        model_inputs |= families.collate_features([wire.payload(item) for item in inputs], ids.device)
+        model_inputs |= families.token_types(self._backbone, self.model_config.hf_config, ids)
+        return model_inputs, output_args
 
     def forward_step(self, micro_batch: TensorDict, loss_function, forward_only: bool):
         loss_request = None if forward_only else tu.get_non_tensor_data(micro_batch, LOSS_KEY, default=None)
@@ -138,6 +157,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
 
     def get_per_tensor_param(self, *args, **kwargs):
         params, peft_config = super().get_per_tensor_param(*args, **kwargs)
+        params = weights.renamed(params, self.module)
         if peft_config is not None or self._qat_enabled:  # vLLM's own adapter, or quantized: not plain weights
             return params, peft_config
         return weights.for_rollout(params, self.rollout_dtype), None
@@ -167,7 +187,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         key = (of.layers, of.heads, of.max_bytes, of.kernel)
         if key not in self._readouts:
             self._readouts[key] = AttentionReadout(
-                self.module, of.layers, of.max_bytes, verl_sites(), of.kernel, of.heads
+                self.module, of.layers, of.max_bytes, families.verl_sites(), of.kernel, of.heads
             )
         return self._readouts[key]
 

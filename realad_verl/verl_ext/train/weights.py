@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name, offload_fsdp_model_to_cpu
 from verl.utils.model import convert_weight_keys
 
+WRAPPER = "base_model.model."  # what PEFT puts before a module's name
 Named = Iterable[tuple[str, Tensor]]
 
 
@@ -46,6 +49,28 @@ def merged(engine: Any) -> Iterator[tuple[str, Tensor]]:
     finally:
         if engine.is_param_offload_enabled:
             offload_fsdp_model_to_cpu(module)
+
+
+def base_model(module: Any) -> Any:
+    """transformers' model in a PEFT one."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def renamed(weights: Named, module: Any) -> Iterator[tuple[str, Tensor]]:
+    """``weights`` under the names of the family's published checkpoints, which vLLM's loader knows.
+
+    transformers 5 builds SigLIP and CLIP without the ``vision_model`` of their checkpoints. It says so in its
+    conversion of weights, which verl 0.9.1 does not read.
+    """
+    changes = get_model_conversion_mapping(base_model(module), add_legacy=False)
+    dropped = {
+        f"{change.scope_prefix}.": f"{change.scope_prefix}.{change.prefix_to_remove}."
+        for change in changes
+        if isinstance(change, PrefixChange) and change.prefix_to_remove and change.scope_prefix
+    }
+    for name, weight in weights:
+        tower = next((tower for tower in dropped if name.removeprefix(WRAPPER).startswith(tower)), None)
+        yield name if tower is None else name.replace(tower, dropped[tower], 1), weight
 
 
 def _whole(param: Tensor) -> Tensor:

@@ -52,6 +52,17 @@ def test_every_family_is_here():
     assert set(tiny_models.FAMILIES) == set(BACKBONES)
 
 
+def test_beside_names_all_linears_but_the_language_models(tiny):
+    """What keeps LoRA off vision encoder and projector: a name that is missing, or of the language model, fails."""
+    beside = backbone_for(tiny.model.config).beside
+    text = {id(module) for module in (*tiny.model.get_decoder().modules(), tiny.model.lm_head)}
+    linears = {n: m for n, m in tiny.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    named = {n for n in linears if set(n.split(".")) & set(beside)}
+    assert named == {n for n, m in linears.items() if id(m) not in text}
+    modules = {part for n, _ in tiny.model.named_modules() for part in n.split(".")}
+    assert set(beside) <= modules
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_bright_patch_lights_up_its_cell(tiny, size):
     width, height = size

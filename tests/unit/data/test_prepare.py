@@ -357,3 +357,17 @@ def test_every_row_reads_back_through_verls_dataset(tmp_path: Path) -> None:
         assert picture["type"] == "image" and picture["image"].size == (28, 28)
         assert text == {"type": "text", "text": verl_messages()[0]["content"].removeprefix("<image>")}
         assert item["reward_model"]["ground_truth"] in ("yes", "no") and item["data_source"] == "realad/folder"
+
+
+def test_the_aspect_can_be_kept(tmp_path):
+    """Longest side 56, the other as in the file: not cut, not filled."""
+    for number, (width, height) in enumerate([(80, 40), (30, 90), (50, 50), (400, 1)]):
+        for label in ("normal", "anomalous"):
+            (tmp_path / "in" / label).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            pixels[0, 0] = len(label)
+            Image.fromarray(pixels).save(tmp_path / "in" / label / f"{number}.png")
+    prepare("folder", tmp_path / "in", tmp_path / "out", PrepareSettings(size=56, keep_aspect=True, val_fraction=0))
+    rows = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    sizes = {Image.open(io.BytesIO(row["images"][0]["bytes"])).size for row in rows}
+    assert sizes == {(56, 28), (19, 56), (56, 56), (56, 1)}
