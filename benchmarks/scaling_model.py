@@ -1,6 +1,6 @@
 """A model, not a measurement: what the evidence costs a training step on 1 to 1,024 GPUs.
 
-    python benchmarks/scaling_model.py [--step-s 100] [--forward-s 15] [--samples 16] [--trainer-ms 0.03] [--json]
+    python benchmarks/scaling_model.py [--step-s 100] [--forward-s 15] [--samples 16] [--trainer-ms 0.015] [--json]
 
 Weak scaling: every GPU has the same number of samples a step, so a step's time stays the same but for what one process
 does for all samples. docs/scaling.md says where the defaults come from and what the model leaves out.
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--forward-s", type=float, default=15.0, help="of it the log-prob forward; an assumption")
     parser.add_argument("--readout-share", type=float, default=0.04, help="read-out over the forward; measured on CPU")
     parser.add_argument("--reduce-us", type=float, default=3.5, help="reduction of a reasoning token; measured")
-    parser.add_argument("--trainer-ms", type=float, default=1.1, help="a sample's reward in the one trainer; measured")
+    parser.add_argument("--trainer-ms", type=float, default=0.015, help="a sample in the one trainer; measured")
     parser.add_argument("--samples", type=int, default=16, help="samples a GPU and step")
     parser.add_argument("--response-tokens", type=int, default=512)
     parser.add_argument("--reasoning-tokens", type=int, default=256)
