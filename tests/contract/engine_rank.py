@@ -164,7 +164,9 @@ def run(job: dict) -> dict:
     if job.get("attention"):
         result |= attention_gradient(engine, mine, flags, job)
     if job.get("update"):
-        result["weights"] = update(engine, mine, flags, result["on" if job.get("evidence", True) else "off"])
+        result["weights"] = update(
+            engine, mine, flags, result["on" if job.get("evidence", True) else "off"], rank * len(mine), dp
+        )
     dist.barrier()
     return result
 
@@ -197,18 +199,21 @@ def over_ranks(rows: list[torch.Tensor], group) -> list[torch.Tensor]:
     return rows
 
 
-def update(engine, samples: list[dict], flags: dict, output: dict) -> dict:
-    """One GRPO update as verl's worker does it, with made-up advantages; returns the weights after it."""
+def update(engine, samples: list[dict], flags: dict, output: dict, first: int, dp: int) -> dict:
+    """One GRPO update as verl's worker does it, with made-up advantages; returns the weights after it.
+
+    ``samples``: this rank's of ``dp`` times as many, from number ``first`` on.
+    """
     from functools import partial
 
     from verl.workers.config import FSDPActorConfig
     from verl.workers.utils.losses import ppo_loss
     from verl.workers.utils.padding import response_from_nested
 
-    batch = make_batch(samples, **flags, global_batch_size=len(samples), dp_size=1)
+    batch = make_batch(samples, **flags, global_batch_size=len(samples) * dp, dp_size=dp)
     log_probs = torch.nested.as_nested_tensor(output["log_probs"], layout=torch.jagged)
     batch["old_log_probs"] = response_from_nested(log_probs, batch["response_mask"])
-    advantages = [(i - 1.5) * torch.ones(len(s["responses"])) for i, s in enumerate(samples)]
+    advantages = [(first + i - 1.5) * torch.ones(len(s["responses"])) for i, s in enumerate(samples)]
     batch["advantages"] = torch.nested.as_nested_tensor(advantages, layout=torch.jagged)
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=2)
     with engine.train_mode():

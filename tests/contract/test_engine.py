@@ -44,7 +44,7 @@ def run_ranks(tmp_path: Path, world: int = 1, **job) -> list[dict]:
         for r in range(world)
     ]
     try:
-        codes = [process.wait(timeout=240) for process in ranks]
+        codes = [process.wait(timeout=240 * world) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -275,3 +275,33 @@ def test_update_equals_verls_own_engine(tmp_path):
         assert torch.equal(value, verls["weights"][name]), name
         moved += name in before and not torch.equal(value, before[name])
     assert moved > 10
+
+
+# How the weights, or the tokens, of one model may lie on several ranks.
+LAYOUTS = {
+    "two nodes of two ranks, sharded within a node": (4, {"fsdp_size": 2}),
+    "sequences over two ranks": (2, {"packed": True, "ulysses": 2}),
+    "both": (4, {"packed": True, "ulysses": 2, "fsdp_size": 2}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_equals_one_rank(tmp_path, name):
+    """The same rewards, and after one update the same weights."""
+    world, job = LAYOUTS[name]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    (one,) = run_ranks(tmp_path / "one", update=True, packed=job.get("packed", False))
+    many = run_ranks(tmp_path / "many", world=world, update=True, **job)
+    by_group = {result["dp_rank"]: result for result in many}
+    judged = [vector for rank in sorted(by_group) for vector in by_group[rank]["on"][wire.VERDICT]]
+    assert len(judged) == len(one["samples"]) >= 4
+    for got, want in zip(judged, one["on"][wire.VERDICT], strict=True):
+        assert torch.equal(got.nan_to_num(-1), want.nan_to_num(-1))
+    # AdamW's first step moves each weight by its gradient's sign: where that is next to nothing, rounding decides.
+    moved = {n: (value - many[0]["weights"][n]).abs() > 1e-5 for n, value in one["weights"].items()}
+    share = sum(int(m.sum()) for m in moved.values()) / sum(m.numel() for m in moved.values())
+    print(f"{name}: {share:.2e} of the weights differ by more than 1e-5")
+    assert share < 1e-3

@@ -63,7 +63,8 @@ def test_four_steps(train, tmp_path, prepared, hybrid):
     method = MethodConfig.from_dict(dict(compose_recipe(RECIPE).realad.method))
     for step, values in run.steps().items():
         print(step, values["training/rollout_actor_probs_pearson_corr"], values["timing_s/update_weights"])
-        assert values["training/rollout_actor_probs_pearson_corr"] >= 0.99
+        # The first step's responses are pi_old's own; later ones come from weights that are a sync older.
+        assert values["training/rollout_actor_probs_pearson_corr"] >= (0.999 if step == 1 else 0.8)
         assert values["weight_sync/tensors"] > 50
         # verl's score is that of the whole step's batch: a sum, or a mean of means, of ours would not equal it.
         assert values["reward/total/mean"] == pytest.approx(values["critic/score/mean"], abs=1e-5)
