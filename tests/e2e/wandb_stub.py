@@ -1,5 +1,6 @@
 """As much of W&B's API, on the loopback address, as `wandb agent` asks for: one sweep whose points are given."""
 
+import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,10 @@ class Stub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    sent = gzip.decompress(sent)
+                body = json.loads(sent) if self.path.endswith("/graphql") else {}
                 answer = json.dumps(stub.answer(body.get("query", ""), body.get("variables") or {})).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
