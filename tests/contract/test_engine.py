@@ -32,7 +32,7 @@ def _free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def run_ranks(tmp_path: Path, world: int = 1, **job) -> list[dict]:
+def run_ranks(tmp_path: Path, world: int = 1, limit: float = 240, **job) -> list[dict]:
     """Run the engine on ``world`` ranks; returns each rank's result."""
     job = {"model": str(tiny_model_dir()), "n": 4, "out": str(tmp_path / "out")} | job
     (tmp_path / "job.json").write_text(json.dumps(job))
@@ -44,7 +44,7 @@ def run_ranks(tmp_path: Path, world: int = 1, **job) -> list[dict]:
         for r in range(world)
     ]
     try:
-        codes = [process.wait(timeout=240 * world) for process in ranks]
+        codes = [process.wait(timeout=limit) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -293,8 +293,8 @@ def test_a_layout_equals_one_rank(tmp_path, name):
     world, job = LAYOUTS[name]
     (tmp_path / "one").mkdir()
     (tmp_path / "many").mkdir()
-    (one,) = run_ranks(tmp_path / "one", update=True, packed=job.get("packed", False))
-    many = run_ranks(tmp_path / "many", world=world, update=True, **job)
+    (one,) = run_ranks(tmp_path / "one", limit=900, update=True, packed=job.get("packed", False))
+    many = run_ranks(tmp_path / "many", world=world, limit=1200, update=True, **job)
     by_group = {result["dp_rank"]: result for result in many}
     judged = [vector for rank in sorted(by_group) for vector in by_group[rank]["on"][wire.VERDICT]]
     assert len(judged) == len(one["samples"]) >= 4
