@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(VENV)/bin/uv
 
-.PHONY: help setup setup-gpu lock lint types test test-all bench demo wheel clean
+.PHONY: help setup setup-gpu lock lint types test test-all docs bench demo wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -42,6 +42,9 @@ test-all: setup  ## every test that runs without a GPU
 demo: setup  ## images, evaluation, CGRO training, evaluation, report.html, on a CPU; about 5 minutes
 	OMP_NUM_THREADS=1 $(BIN)/realad demo $(DEMO_ARGS)
 
+docs: setup  ## the documents as a site, in site/; a broken link or reference ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: setup  ## every benchmark, JSON into benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/run_all.sh benchmarks/results
 
@@ -50,4 +53,4 @@ wheel:  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean:  ## remove the environment and build products
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -16,7 +16,7 @@ resolve() { # lock, extras...: into $work, starting from the lock as it is
     --no-emit-index-url --no-annotate --no-header --generate-hashes --quiet -o "$work/$lock"
 }
 
-for lock in "cpu.lock cpu eval dev" "gpu.lock gpu eval"; do
+for lock in "cpu.lock cpu eval dev docs" "gpu.lock gpu eval"; do
   name=${lock%% *}
   # shellcheck disable=SC2086
   if ! resolve ${lock} 2>"$work/errors"; then

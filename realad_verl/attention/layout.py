@@ -16,7 +16,8 @@ class RowRequest:
     Attributes:
         batch_row: batch row that holds the sequence; 0 in a pack.
         offset: its first token on the token axis: the number of pads on the left, or its ``cu_seqlens`` entry in a
-        pack. length: its number of tokens.
+            pack.
+        length: its number of tokens.
         queries: [R] positions in the sequence (from 0) whose attention is wanted.
         columns: [C] positions in the sequence that it is wanted to.
     """

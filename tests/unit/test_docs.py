@@ -1,5 +1,6 @@
 """What the documents name exists: links, commands and options, recipes, functions, tests, defaults."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from realad_verl.method.config import MethodConfig
 from realad_verl.recipes_dir import list_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -45,6 +46,27 @@ def test_commands_and_options_exist(document):
         known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", line.split("&&")[0].split(";")[0]):
             assert option in known, f"{document.name}: realad {line}: {option}"
+
+
+@by_name
+def test_python_blocks_compile_and_import_what_exists(document):
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), document.name, "exec"), {})
+
+
+def _pages(nav: list) -> list[str]:
+    entries = [value for entry in nav for value in entry.values()]
+    return [page for entry in entries for page in (_pages(entry) if isinstance(entry, list) else [entry])]
+
+
+def test_every_document_is_in_the_navigation_of_the_site():
+    docs = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    docs |= {"index.md" if path.name == "README.md" else path.name for path in ROOT.glob("*.md")}
+    pages = _pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(pages) == len(set(pages))
+    assert docs - set(pages) == set(), "add to nav in mkdocs.yml"
+    assert set(pages) - docs == set(), "not there; take out of nav in mkdocs.yml"
 
 
 @by_name
