@@ -178,7 +178,7 @@ class Family:
         out = self.log_probs(samples, **{REQUEST_KEY: make_request({}, detail=True)})
         differences, jaccards, shapes = [], 0, []
         for i, (want, reasoning) in enumerate(self.wanted):
-            got = wire.unpack_summary(out[wire.SUMMARY].unbind()[i])
+            (got,) = wire.unpack_summaries(out[wire.SUMMARY].unbind()[i][None])
             detail = wire.unpack_detail(*(out[name].unbind()[i] for name in wire.DETAIL))
             assert got.problem == want.problem and got.n_reasoning == len(reasoning), (got, want.problem)
             assert (got.jaccard is None) == (want.jaccard is None)
