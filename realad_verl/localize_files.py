@@ -31,8 +31,9 @@ def write_outputs(out: Path, name: str, path: Path, image: Image.Image, result: 
         # imencode and a plain write, since imwrite reports failure (a full disk) by its return value alone.
         (out / files["map_png"]).write_bytes(cv2.imencode(".png", grey)[1].tobytes())
     draw_overlay(out / files["overlay"], image, result)
-    record["files"] = files
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    record["files"] = {kind: written(file) for kind, file in files.items()}
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (out / f"{name}.json").write_text(text, encoding="utf-8")
     return record
 
 

@@ -1,7 +1,9 @@
 """``realad localize`` as a user runs it: files, table, JSON, mistakes."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,3 +131,22 @@ def test_names_do_not_collide(tmp_path):
     paths = [tmp_path / name for name in ("x/a.png", "y/a.png", "z/A.jpg", "z/b.png", "z/a-2.png")]
     names = output_names(paths)
     assert names == ["a", "a-2", "A-3", "b", "a-2-2"] and len(set(names)) == len(paths)
+
+
+@pytest.mark.filterwarnings("ignore::realad_verl.data.images.DepthAssumed")
+def test_a_folder_as_it_comes(model_dir, images):
+    """Names of another encoding, litter of a NAS, deep pixels; results beside the photos, run twice."""
+    name = os.fsdecode("划痕".encode("gbk"))
+    os.rename(images / "b.jpg", images / f"{name}.jpg")
+    (images / "._a.png").write_bytes(b"\0\5\x16\7")
+    (images / "@eaDir").mkdir()
+    shutil.copy(images / "a.png", images / "@eaDir" / "thumb.png")
+    Image.fromarray(np.full((60, 60), 1100, np.uint16)).save(images / "deep" / "c.png")
+    for _ in range(2):
+        result = realad(images, "--out", images, "--model", model_dir, "--max-new-tokens", 4, "--json")
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        found = [Path(entry["image"]).relative_to(images).as_posix() for entry in json.loads(result.stdout)["results"]]
+        assert found == ["a.png", "deep/a.png", "deep/c.png", r"\xbb\xae\xba\xdb.jpg"]
+        assert "white taken as 2047" in result.stderr or "white taken as 4095" in result.stderr
+    assert json.loads((images / f"{name}.json").read_text())["files"]["overlay"] == r"\xbb\xae\xba\xdb.overlay.png"
+    assert (images / f"{name}.overlay.png").is_file()

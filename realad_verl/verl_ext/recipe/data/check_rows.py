@@ -13,6 +13,7 @@ from realad_verl.data.images import deep_extremes, load_image
 from realad_verl.data.rows import image_source
 from realad_verl.errors import UserError
 from realad_verl.method.config import SpanConfig
+from realad_verl.verl_ext.recipe.data.check_data import COLUMNS
 from realad_verl.verl_ext.recipe.data.model_text import prompt_tokens, template_opens
 from realad_verl.verl_ext.recipe.problem import Problem, Setup
 
@@ -49,10 +50,14 @@ def total_steps(config: DictConfig) -> int | None:
     if config.trainer.total_training_steps is not None:
         return config.trainer.total_training_steps
     names = config.data.train_files
-    files = [_open(name) for name in ([names] if isinstance(names, str) else names)]
-    if any(file is None for file in files):
+    import pyarrow.parquet
+
+    try:
+        paths = [Path(name).expanduser() for name in ([names] if isinstance(names, str) else names)]
+        rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
+    except (OSError, pyarrow.ArrowException):
         return None
-    return sum(file.rows for file in files if file) // config.data.train_batch_size * config.trainer.total_epochs
+    return rows // config.data.train_batch_size * config.trainer.total_epochs
 
 
 def temp_folder_is_short(s: Setup) -> Iterator[Problem]:
@@ -93,6 +98,8 @@ def _open(name: str) -> Found | None:
     path = Path(name).expanduser()
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        if not set(COLUMNS) <= set(file.schema_arrow.names):
+            return None
         groups = sorted({0, file.num_row_groups // 2, file.num_row_groups - 1} if file.num_row_groups else ())[:SEEN]
         seen, head = [], None
         for group in groups:

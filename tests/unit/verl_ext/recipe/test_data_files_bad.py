@@ -1,10 +1,14 @@
 """Data files that cannot serve a run are refused before it starts, each with what is wrong."""
 
+import io
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from realad_verl.data.rows import SCHEMA
+from realad_verl.data.datasets import Sample
+from realad_verl.data.rows import SCHEMA, make_row
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.recipe.check import require_ok
 from realad_verl.verl_ext.recipe.compose import compose_recipe
@@ -19,7 +23,11 @@ def refused(train, val) -> str:
 
 @pytest.fixture()
 def good(tmp_path):
-    pq.write_table(pa.Table.from_pylist([], SCHEMA), tmp_path / "good.parquet")
+    buffer = io.BytesIO()
+    Image.new("RGB", (56, 56)).save(buffer, "PNG")
+    sample = Sample("a", tmp_path / "a", 1, "c", "d", None, "all")
+    rows = [make_row(sample, buffer.getvalue(), "train", i) for i in range(64)]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "good.parquet")
     return tmp_path / "good.parquet"
 
 
