@@ -43,7 +43,7 @@ demo: setup  ## images, evaluation, CGRO training, evaluation, report.html, on a
 	OMP_NUM_THREADS=1 $(BIN)/realad demo $(DEMO_ARGS)
 
 docs: setup  ## the documents as a site, in site/; a broken link or reference ends it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # not --quiet: that hides the warnings that end a strict build
 
 bench: setup  ## every benchmark, JSON into benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/run_all.sh benchmarks/results

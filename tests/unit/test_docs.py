@@ -28,8 +28,14 @@ def _code(text: str) -> str:
 @by_name
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
-        if not target.startswith(("http", "#", "mailto")):
-            assert (document.parent / target.split("#")[0]).exists(), f"{document.name}: {target}"
+        if not target.startswith(("http", "mailto")):
+            name, _, anchor = target.partition("#")
+            path = document.parent / name if name else document
+            assert path.exists(), f"{document.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+                slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{document.name}: {target}"
 
 
 @by_name
