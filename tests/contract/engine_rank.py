@@ -199,7 +199,7 @@ def over_ranks(rows: list[torch.Tensor], group) -> list[torch.Tensor]:
     return rows
 
 
-def update(engine, samples: list[dict], flags: dict, output: dict, first: int, dp: int) -> dict:
+def update(engine, samples: list[dict], flags: dict, output: dict, first: int = 0, dp: int = 1) -> dict:
     """One GRPO update as verl's worker does it, with made-up advantages; returns the weights after it.
 
     ``samples``: this rank's of ``dp`` times as many, from number ``first`` on.

@@ -38,7 +38,8 @@ def run(folder: Path, mode: str, family: str) -> dict:
     result = {key: [value.clone() for value in values.unbind()] for key, values in output.items()}
     result["rank"] = rank
     before = {n: p.full_tensor().detach().clone() for n, p in engine.module.named_parameters() if p.requires_grad}
-    after = update(engine, mine, settings, output | {"log_probs": result["log_probs"]})
+    first = rank * len(samples) // world
+    after = update(engine, mine, settings, {"log_probs": result["log_probs"]}, first, world)
     result["trained"] = sorted(before)
     result["still"] = [name for name, value in before.items() if torch.equal(after[name], value)]
     result["sent"] = {n: w.float().sum().item() for n, w in engine.get_per_tensor_param()[0]}

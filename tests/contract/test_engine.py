@@ -214,7 +214,7 @@ def test_bf16_training_reads_the_rows_of_its_own_q_and_k_exactly(tmp_path, job):
     for result in results:
         rows, summaries = iter(zip(result["rows"], result["exact_rows"], strict=True)), result["on"][wire.SUMMARY]
         for i, (sample, vector) in enumerate(zip(result["samples"], summaries, strict=True)):
-            got = wire.unpack_summary(vector)
+            (got,) = wire.unpack_summaries(vector[None])
             detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
             if got.problem == "no_reasoning":
                 continue
@@ -243,7 +243,7 @@ def test_localizer_in_bf16_gives_the_map_of_the_bf16_engine(tmp_path):
         images = [Image.fromarray(sample["image"]) for sample in some]
         found += localizer.explain(images, [sample["responses"].tolist() for sample in some])
     for i, localization in enumerate(found):
-        summary = wire.unpack_summary(result["on"][wire.SUMMARY][i])
+        (summary,) = wire.unpack_summaries(result["on"][wire.SUMMARY][i][None])
         detail = wire.unpack_detail(*(result["on"][name][i] for name in wire.DETAIL))
         assert (localization.grid_map is None) == (detail.map_HW is None) == (summary.problem == "no_reasoning")
         assert localization.jaccard == (summary.jaccard and pytest.approx(summary.jaccard, abs=1e-6))
