@@ -293,8 +293,8 @@ def test_a_layout_equals_one_rank(tmp_path, name):
     world, job = LAYOUTS[name]
     (tmp_path / "one").mkdir()
     (tmp_path / "many").mkdir()
-    (one,) = run_ranks(tmp_path / "one", limit=900, update=True, packed=job.get("packed", False))
-    many = run_ranks(tmp_path / "many", world=world, limit=1200, update=True, **job)
+    (one,) = run_ranks(tmp_path / "one", limit=900, update=True, micro=1, packed=job.get("packed", False))
+    many = run_ranks(tmp_path / "many", world=world, limit=1200, update=True, micro=1, **job)
     by_group = {result["dp_rank"]: result for result in many}
     judged = [vector for rank in sorted(by_group) for vector in by_group[rank]["on"][wire.VERDICT]]
     assert len(judged) == len(one["samples"]) >= 4
