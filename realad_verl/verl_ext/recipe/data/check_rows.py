@@ -40,7 +40,7 @@ def rows_are_usable(s: Setup) -> Iterator[Problem]:
         names = s.get(key) or []
         files = [found for name in ([names] if isinstance(names, str) else names) if (found := _open(name)) is not None]
         yield from _schemas_agree(key, files)
-        yield from _enough_rows(s, key, files)
+        yield from _has_rows(key, files)
         for file in files:
             yield from _rows_of(s, key, file)
 
@@ -133,13 +133,9 @@ def _schemas_agree(key: str, files: list[Found]) -> Iterator[Problem]:
             return
 
 
-def _enough_rows(s: Setup, key: str, files: list[Found]) -> Iterator[Problem]:
-    """verl drops the last, incomplete batch: fewer rows than one batch are no step at all."""
-    rows, batch = sum(file.rows for file in files), s.config.data.train_batch_size
-    if key == KEYS[0] and files and rows < batch:
-        rule = f"more than the {rows} rows of {key}: an epoch would have no step"
-        yield Problem("data.train_batch_size", batch, rule, f"at most {rows}" if rows else "data that has rows")
-    if key == KEYS[1] and files and not rows:
+def _has_rows(key: str, files: list[Found]) -> Iterator[Problem]:
+    """Files without a row; a batch of more rows than there are is a rule of its own."""
+    if key == KEYS[1] and files and not any(file.rows for file in files):
         yield Problem(key, files[0].name, "holds no row", PREPARE)
 
 
