@@ -48,6 +48,14 @@ docs: setup  ## the documents as a site, in site/; a broken link or reference en
 bench: setup  ## every benchmark, JSON into benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/run_all.sh benchmarks/results
 
+# No set-up: whatever python of that machine holds torch, transformers, triton and pytest.
+GPU_PYTHON ?= python3
+GPU_TESTS := tests/unit/attention/test_triton_kernel.py tests/unit/attention/test_flash.py
+
+gpu:  ## on a machine with one GPU: the gpu tests, then benchmarks/gpu.py into gpu.json; GPU_PYTHON=... says by which python
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest -q -m gpu $(GPU_TESTS)
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py --out gpu.json
+
 wheel:  ## build the wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .

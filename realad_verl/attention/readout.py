@@ -6,10 +6,9 @@ in fp32 from the kernel's own q and k, and averaged over heads and the chosen la
 tokens is made.
 
 Accuracy: within 3e-5 of a float64 softmax of the same q and k, in fp32 and bf16, under autocast, with TF32 on, and
-whatever offset large biases give the logits (tests/unit/attention/test_exact.py). The kernel's own log-sum-exp is not
-used: it would save columns, but at an offset of 1,000 its rounding alone is 6e-5 of each probability. Eager attention
-is read as the model makes it: in bf16 rounded to 8 bits of mantissa. Attention of another forward differs by more than
-this, since its q and k do.
+whatever offset large biases give the logits. The kernel's own log-sum-exp is not used: it would save columns, but at an
+offset of 1,000 its rounding alone is 6e-5 of each probability. Eager attention is read as the model makes it: in bf16
+rounded to 8 bits. Attention of another forward differs by more than this, since its q and k do.
 """
 
 import time
@@ -123,7 +122,7 @@ class AttentionReadout:
 class Reading:
     """The rows of one forward, as they come in layer by layer.
 
-    ``seconds`` is the wall time spent on reading so far (on a GPU: on launching it, since kernels run asynchronously).
+    ``seconds`` is the wall time spent on reading on the CPU so far; `total_seconds` has that of a GPU too.
     """
 
     def __init__(
@@ -143,6 +142,7 @@ class Reading:
         self._pieces: dict[tuple, list[Piece]] = {}
         self._sums: _Sums = {}
         self._device = torch.device("cpu")
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seen: set[int] = set()
         self._layer: int | None = None
         self._forwards = 0
@@ -193,15 +193,30 @@ class Reading:
         assert self._layer is not None
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
-        started = time.perf_counter()
         self._device = call.query_BHND.device
-        with full_precision(self._device.type):
+        with self._timed(), full_precision(self._device.type):
             self._add(call)
         self._seen.add(self._layer)
-        self.seconds += time.perf_counter() - started
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Adds to the time that reading took; on a GPU by events, which wait for nothing."""
+        if self._device.type != "cuda" or not torch.cuda.is_available():
+            started = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - started
+            return
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        yield
+        after.record()
+        self._events.append((before, after))
+
+    def total_seconds(self) -> float:
+        """Time spent on reading; on a GPU its own time, to be asked for once the rows have been waited for."""
+        return self.seconds + sum(before.elapsed_time(after) for before, after in self._events) / 1e3
 
     def _add(self, call: KernelCall) -> None:
-        """Adds this layer's part of what ``rows`` returns."""
         assert self._layer is not None
         count, readout = call.query_BHND.shape[1], self._readout
         if self._each_head is not None:
@@ -272,8 +287,7 @@ class Reading:
             self._layer = layer
 
     def _place(self, call: KernelCall) -> list[Placement]:
-        # Every layer of a forward has the same token layout, so this and its device syncs happen once per kind of
-        # layer.
+        # Every layer of a forward has the same token layout, so this and its syncs happen once per kind of layer.
         key = (call.query_BHND.shape, call.causal, call.cu_seqlens is None, call.padding_mask_BT is None)
         if self._placements is None or self._placed_for != key:
             self._placements = [place(request, call) for request in self._requests]

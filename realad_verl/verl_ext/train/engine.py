@@ -147,7 +147,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         started = time.perf_counter()
         rows = reading.rows()
         evidences = builder.reduce(plans, rows)
-        seconds += reading.seconds + time.perf_counter() - started
+        seconds += reading.total_seconds() + time.perf_counter() - started
         output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
         if "attention_loss" in parsed:
             cfg = AttentionLossConfig(**parsed["attention_loss"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from realad_verl.attention.readout import Reading, RowRequest
 
 
 def exact_rows(call: KernelCall, request: RowRequest) -> Tensor:
-    """[R, C] float64, mean over the heads of the call, with whole N x N matrices of one batch row."""
+    """[R, C] float64 on the CPU, mean over the heads of the call, with whole N x N matrices of one batch row."""
+    tensors = {f.name: getattr(call, f.name) for f in fields(call)}
+    call = replace(call, **{name: value.cpu() for name, value in tensors.items() if isinstance(value, Tensor)})
     batch, first, visible_NN = _sight(call, request)
     heads, groups = call.query_BHND.shape[1], call.key_BGND.shape[1]
     query, key = call.query_BHND[batch].double(), call.key_BGND[batch].double().repeat_interleave(heads // groups, 0)

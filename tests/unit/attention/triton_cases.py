@@ -111,3 +111,22 @@ def test_a_reading_with_them(attention):
     with flash_reference.as_flash_attention_2():
         rows, _ = read(model, wanted, inputs, kernel="triton")
         assert_rows([row.cpu() for row in rows], wanted, eager_attention(model, **inputs).cpu(), within=5e-6)
+
+
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
+def test_autocast_and_tf32_change_nothing(kernel):
+    from attention_models import causal_model, padded, read, requests_for
+    from exact_reference import exact_beside, means_over_layers
+
+    model, inputs = causal_model().to(DEVICE), {name: x.to(DEVICE) for name, x in padded([12, 10], 12).items()}
+    if DEVICE.type != "cuda":
+        model = model.half()  # the interpreter does no bfloat16
+    torch.set_float32_matmul_precision("high")
+    try:
+        dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+        with torch.autocast(DEVICE.type, dtype), exact_beside() as found:
+            rows, _ = read(model, requests_for([12, 10], 12), inputs, kernel=kernel)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for got, want in zip(rows, means_over_layers(found), strict=True):
+        assert (got.cpu() - want).abs().max() <= 3e-5

@@ -1,0 +1,203 @@
+"""What the read-out costs on one GPU, at the shapes of Qwen2.5-VL-7B's language model with random bf16 weights.
+
+Run: ``make gpu``, or ``python benchmarks/gpu.py [--out gpu.json]``; less than 8 minutes are meant. It needs torch,
+transformers and triton, nothing else of this project's stack. ``--device cpu --smoke`` runs the same code on small
+shapes anywhere: its times say nothing.
+
+- forward: n sequences of T tokens (packed and flash-attn where that is installed, else a batch and sdpa), all logits;
+- torch, triton: the same with the read-out on, R = 300 rows a sequence, 233 columns, by either kernel;
+- eager: attn_implementation "eager" with output_attentions, up to 4,096 tokens;
+- generate, read: generation of 64 tokens, and the same read as it runs (`attention.generation`).
+
+Times are medians by CUDA events, after a warm-up. Launches are those that the profiler sees of one forward. The rows
+of the two kernels are compared. Targets: read-out <= 1.05 of the forward, memory <= 1.02, <= 0.2 of eager's time at
+T = 4,096.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs where the package is not installed
+
+from realad_verl.attention.generation import reading_generation
+from realad_verl.attention.readout import AttentionReadout, RowRequest
+
+COLUMNS, ROWS, GENERATED = 15 * 15 + 8, 300, 64
+QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
+QWEN_7B |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+SMOKE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
+SMOKE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def build_model(shapes: dict[str, int], device: torch.device) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    kept, dtype = torch.get_default_dtype(), torch.bfloat16
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return Qwen2ForCausalLM(Qwen2Config(**shapes, max_position_embeddings=32768)).eval()
+    finally:
+        torch.set_default_dtype(kept)
+
+
+def inputs_of(model: Any, n: int, tokens: int, rows: int) -> tuple[dict[str, Tensor], list[RowRequest]]:
+    """n sequences packed for flash-attn, or as a batch, and the last rows of each to columns at its front."""
+    device, packed = model.device, model.config._attn_implementation == "flash_attention_2"
+    ids = torch.randint(0, model.config.vocab_size, (n, tokens), device=device)
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if packed:
+        positions = torch.arange(tokens, device=device).repeat(n)[None]
+        inputs |= {"input_ids": ids.reshape(1, -1), "position_ids": positions}
+    wanted = torch.arange(tokens - rows, tokens), torch.arange(min(COLUMNS, tokens - rows))
+    places = [(0, i * tokens) if packed else (i, 0) for i in range(n)]
+    return inputs, [RowRequest(row, offset, tokens, *wanted) for row, offset in places]
+
+
+def measure(call: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float | None]:
+    """Median milliseconds, peak MiB above what was there before, and launches."""
+    call()
+    times, peak, launches = [], None, None
+    cuda = device.type == "cuda"
+    if cuda:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    for _ in range(rounds):
+        if cuda:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        else:
+            began = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - began))
+    if cuda:
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+        with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+            call()
+        names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+        launches = sum(event.count for event in profile.key_averages() if event.key in names)
+    return {"ms": statistics.median(times), "peak_mib": peak, "launches": launches}
+
+
+def point(model: Any, n: int, tokens: int, rows: int, rounds: int, with_eager: bool) -> dict[str, Any]:
+    """One T and n: every variant, and how far the kernels' rows lie apart."""
+    device, chosen = model.device, model.config._attn_implementation
+    inputs, requests = inputs_of(model, n, tokens, rows)
+    found: dict[str, list[Tensor]] = {}
+
+    def reading(kernel: str) -> Callable[[], None]:
+        readout = AttentionReadout(model, kernel=kernel)
+
+        def call() -> None:
+            with readout.reading(requests) as read:
+                model(**inputs)
+            found[kernel] = read.rows()
+
+        return call
+
+    kernels = ["torch", "triton"] if device.type == "cuda" else ["torch"]
+    variants: dict[str, Any] = {"forward": measure(lambda: model(**inputs), device, rounds)}
+    variants |= {kernel: measure(reading(kernel), device, rounds) for kernel in kernels}
+    if with_eager:
+        model.set_attn_implementation("eager")
+        ids = inputs["input_ids"].reshape(n, tokens)
+        call = lambda: model(input_ids=ids, use_cache=False, output_attentions=True)  # noqa: E731
+        variants["eager"] = measure(call, device, rounds)
+        model.set_attn_implementation(chosen)
+    apart = None
+    if "triton" in found:
+        apart = max(float((a - b).abs().max()) for a, b in zip(found["torch"], found["triton"], strict=True))
+    ratios = {kernel: variants[kernel]["ms"] / variants["forward"]["ms"] for kernel in kernels}
+    return {"tokens": tokens, "sequences": n, "rows": rows, **variants, "over_forward": ratios, "kernels_apart": apart}
+
+
+def generation(model: Any, n: int, tokens: int, generated: int, rounds: int) -> dict[str, Any]:
+    """Generation alone, and read as it runs."""
+    model.set_attn_implementation("sdpa")
+    ids = torch.randint(0, model.config.vocab_size, (n, tokens), device=model.device)
+    options = {"max_new_tokens": generated, "min_new_tokens": generated, "do_sample": False, "pad_token_id": 0}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
+    readout = AttentionReadout(model)
+    columns = torch.arange(min(COLUMNS, tokens))
+    wanted = [
+        RowRequest(i, 0, tokens + generated, torch.arange(tokens, tokens + generated - 1), columns) for i in range(n)
+    ]
+
+    def read() -> None:
+        with reading_generation(readout, [tokens] * n) as reading:
+            model.generate(**given)
+        assert reading.read(wanted) is not None
+
+    plain = measure(lambda: model.generate(**given), model.device, rounds)
+    reads = measure(read, model.device, rounds)
+    return {"sequences": n, "prompt": tokens, "generated": generated, "generate": plain, "read": reads,
+            "over_generate": reads["ms"] / plain["ms"]}  # type: ignore[operator]  # fmt: skip
+
+
+def machine(device: torch.device, model: Any) -> dict[str, Any]:
+    import transformers
+
+    found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    found |= {"attention": model.config._attn_implementation, "device": device.type, "card": None, "driver": None}
+    if device.type == "cuda":
+        import triton
+
+        found |= {"card": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "triton": triton.__version__}
+        found["driver"] = torch._C._cuda_getDriverVersion()
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--most-tokens", type=int, default=32768, help="larger packs are left out")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device here: --device cpu --smoke shows that this runs, and nothing else")
+    model = build_model(SMOKE if arguments.smoke else QWEN_7B, device)
+    if device.type == "cuda" and find_spec("flash_attn") is not None:
+        model.set_attn_implementation("flash_attention_2")
+    lengths, rows = ((64, 128), 30) if arguments.smoke else ((1024, 4096, 16384), ROWS)
+    result: dict[str, Any] = {"machine": machine(device, model), "shapes": SMOKE if arguments.smoke else QWEN_7B}
+    result |= {"points": [], "generation": []}
+    for tokens in lengths:
+        for n in (1, 2, 4, 8):
+            if n * tokens <= arguments.most_tokens:
+                eager = n == 1 and tokens <= 4096
+                result["points"].append(point(model, n, tokens, rows, arguments.rounds, eager))
+                print(f"T = {tokens}, n = {n}: done", file=sys.stderr)
+    for n in (1, 8):
+        size = (32, 8) if arguments.smoke else (512, GENERATED)
+        result["generation"].append(generation(model, n, *size, min(arguments.rounds, 3)))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
