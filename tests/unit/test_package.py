@@ -145,3 +145,9 @@ def test_folders_are_small():
     for path in MODULE_PATHS.values():
         folders[str(path.parent.relative_to(TOP))] = folders.get(str(path.parent.relative_to(TOP)), 0) + 1
     assert {name: count - 1 for name, count in folders.items() if count - 1 > MODULES} == {}
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by their bare names: two of one name end the collection."""
+    names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
