@@ -232,9 +232,10 @@ def test_checkpoints_larger_than_the_disk(tmp_path, monkeypatch, free, warned):
     ("stack", "installed", "refused"), [(True, False, True), (True, True, False), (False, False, False)]
 )
 def test_nccl_needs_cupy_on_a_gpu_machine_only(monkeypatch, stack, installed, refused):
+    setup = Setup(compose_recipe(ASYNC))
     monkeypatch.setattr(check_cluster, "_gpu_stack", lambda: stack)
     monkeypatch.setattr(check_cluster.importlib.util, "find_spec", lambda _: object() if installed else None)
-    problems = list(check_cluster.checkpoint_engine(Setup(compose_recipe(ASYNC))))
+    problems = list(check_cluster.checkpoint_engine(setup))
     assert refused == any("imports cupy" in p.allowed for p in problems)
 
 
