@@ -166,12 +166,14 @@ class Localizer:
         evidence = self.builder.reduce([sequences[i].plan for i in told], rows)
         results = {}
         for i, found in zip(told, evidence, strict=True):
-            s, score = sequences[i], kept.share(i, sequences[i].answer)
+            s = sequences[i]
+            assert s.answer is not None
+            score = kept.share(i, s.answer)
             results[i] = localization(images[i], s.pieces, s.plan.reasoning, found, score, self.method.spans)
         rest = [i for i in range(len(images)) if i not in results]
         if rest:
-            others = ([of[i] for i in rest] for of in (images, prompts, responses))
-            results |= dict(zip(rest, self._explain(*others), strict=True))
+            others = self._explain([images[i] for i in rest], [prompts[i] for i in rest], [responses[i] for i in rest])
+            results |= dict(zip(rest, others, strict=True))
         return [results[i] for i in range(len(images))]
 
     @torch.no_grad()

@@ -9,6 +9,9 @@ three TF32 products ("tf32x3"), which is fp32 to the last bits, whatever the glo
 Small letters are blocks: r rows, c columns or keys, d head width (a power of two, at least 16).
 """
 
+# A kernel takes plain numbers where its definition says constexpr.
+# pyright: reportArgumentType=false
+
 from typing import Any
 
 import torch

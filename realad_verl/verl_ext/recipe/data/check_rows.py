@@ -150,7 +150,7 @@ def _rows_of(s: Setup, key: str, file: Found) -> Iterator[Problem]:
         if wrong is not None:
             yield Problem(key, where, wrong, PREPARE)
             return
-        assert isinstance(picture, Image.Image)
+        assert isinstance(picture, Image.Image) and prompt is not None
         needed, longest = prompt_tokens(s, _parts(prompt), picture), s.config.data.max_prompt_length
         if needed is not None and needed > longest:
             yield Problem(
