@@ -15,6 +15,8 @@ START = """
 set -e
 ip link set lo up
 mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray
+# Shared memory is named after process ids, which are the same on both.
+mount -t tmpfs tmpfs /dev/shm
 exec "$@"
 """
 

@@ -158,7 +158,8 @@ def slurm(tmp_path, hosts: Hosts):
         folders.append(folder)
     bin_dir, table = tmp_path / "bin", tmp_path / "hosts.json"
     bin_dir.mkdir()
-    table.write_text(json.dumps({name: hosts.wrap(i) for i, name in enumerate(names)}))
+    # The batch script runs on the first node: what srun starts there is beside it, with the same /tmp/ray.
+    table.write_text(json.dumps({names[0]: [], names[1]: hosts.wrap(1)}))
     scripts = {"srun": SRUN.format(python=sys.executable, table=str(table))}
     scripts["scontrol"] = "#!/bin/sh\nprintf '%s\\n' " + " ".join(names) + "\n"
     for name, text in scripts.items():
