@@ -210,6 +210,8 @@ def update(engine, samples: list[dict], flags: dict, output: dict, first: int = 
     from verl.workers.utils.losses import ppo_loss
     from verl.workers.utils.padding import response_from_nested
 
+    from realad_verl.verl_ext.repairs import position_ids
+
     batch = make_batch(samples, **flags, global_batch_size=len(samples) * dp, dp_size=dp)
     log_probs = torch.nested.as_nested_tensor(output["log_probs"], layout=torch.jagged)
     batch["old_log_probs"] = response_from_nested(log_probs, batch["response_mask"])
@@ -217,7 +219,8 @@ def update(engine, samples: list[dict], flags: dict, output: dict, first: int = 
     batch["advantages"] = torch.nested.as_nested_tensor(advantages, layout=torch.jagged)
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=2)
     with engine.train_mode():
-        engine.train_batch(batch, loss_function=partial(ppo_loss, config=config))
+        # As the worker does: one sample a rank is a batch of equal lengths.
+        engine.train_batch(position_ids.rebuild(batch), loss_function=partial(ppo_loss, config=config))
     return {n: p.full_tensor().detach().clone() for n, p in engine.module.named_parameters()}
 
 

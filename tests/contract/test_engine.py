@@ -277,8 +277,11 @@ def test_update_equals_verls_own_engine(tmp_path):
     assert moved > 10
 
 
-# How the tokens of one model may lie on several ranks.
-LAYOUTS = {"sequences over two ranks": (2, {"packed": True, "ulysses": 2})}
+# How the weights, or the tokens, of one model may lie on several ranks.
+LAYOUTS = {
+    "two nodes of two ranks, sharded within a node": (4, {"fsdp_size": 2}),
+    "sequences over two ranks": (2, {"packed": True, "ulysses": 2}),
+}
 
 
 @pytest.mark.slow
