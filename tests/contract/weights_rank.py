@@ -58,7 +58,7 @@ def run(job: dict, actor: dict) -> None:
     samples = make_samples(job["model"], job["n"], False)
     mine = samples[rank * len(samples) // dp : (rank + 1) * len(samples) // dp]
     flags = {"temperature": 1.0, "use_remove_padding": False, "use_dynamic_bsz": False, "max_token_len_per_gpu": 600}
-    flags |= {"micro_batch_size_per_gpu": 2, "calculate_entropy": True}
+    flags |= {"micro_batch_size_per_gpu": min(2, len(mine)), "calculate_entropy": True}
     flags |= {"pad_token_id": engine.model_config.tokenizer.pad_token_id}
     for step in range(max(job["updates"]) + 1):
         if step in job["updates"]:
