@@ -84,7 +84,7 @@ def test_calibrated_evidence_equals_eager(tmp_path, job):
     for result in results:
         for i, sample in enumerate(result["samples"]):
             want = eager_evidence(sample, baseline, method)
-            got = wire.unpack_summary(result["on"][wire.SUMMARY][i])
+            (got,) = wire.unpack_summaries(result["on"][wire.SUMMARY][i][None])
             if want is None:
                 assert got.problem == "no_reasoning"
                 continue

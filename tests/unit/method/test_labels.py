@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from realad_verl.method import labels
+from realad_verl.method.config import MethodConfig
 from realad_verl.method.labels import read_label
 from realad_verl.verl_ext.recipe.compose import compose_recipe
 from realad_verl.verl_ext.recipe.data.check_data import data_files_exist
@@ -37,11 +38,14 @@ def test_every_reader_gives_the_same_answer(value, label):
         assert score["accuracy_reward"] == float(label == right)
 
 
-def test_the_trainer_reads_the_same():
-    trainer = pytest.importorskip("realad_verl.verl_ext.train.trainer", reason="verl is not installed")
+def test_training_scores_by_the_same():
+    """The worker's verdict, from which the trainer pays."""
+    verdict = pytest.importorskip("realad_verl.verl_ext.train.verdict", reason="verl is not installed")
     for value, label in CASES:
-        assert trainer._label({"style": "rule", "ground_truth": value}) == label, value
-    assert trainer._label(None) is None and trainer._label({}) is None
+        for answer, right in (("yes", 1), ("no", 0)):
+            found = verdict.judge(RESPONSE.format(answer), value, 0.9, MethodConfig())
+            assert (found.label, found.right) == (label, label == right), value
+            assert found.consistency == float(label == 1), "J = 0.9 is what an anomalous image alone is paid for"
 
 
 def _checked(path, truths):
