@@ -1,12 +1,16 @@
 """Memory and time of the pixel metrics over many full-size maps, against anomalib's metrics on the same maps.
 
     python benchmarks/evaluation_memory.py --maps 2000 --compare-maps 100 --anomalib-python PATH
+    python benchmarks/evaluation_memory.py --maps 100 --size 3000 --workers 1 2 --compare-maps 12 --anomalib-python PATH
 
 Peak memory is that of the whole process (ru_maxrss); `before_gib` is what imports had taken. The maps are made in the
 loop (15 x 15 random grids resized to full size, half of the images with one to three elliptic defects); making them is
 not in the time. Times are CPU seconds of one thread, so that other load on the machine does not count. anomalib keeps
 every pixel, so it is run on ``--compare-maps`` of the same maps, in its own Python (its requirements differ from this
 package's), and both are compared there; its sorting grows faster than the number of maps.
+
+``--workers`` adds the whole of ``realad evaluate``'s figures, on so many threads: maps and masks read from files,
+counted, and the intervals. There the seconds are those of the wall clock.
 """
 
 import argparse
@@ -14,8 +18,10 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -52,6 +58,45 @@ def run_ours(n: int, size: int) -> dict[str, float]:
     return {k: summary[k] for k in names} | _cost(seconds, before)
 
 
+def run_summary(n: int, size: int, workers: int) -> dict[str, float]:
+    """The same figures by ``summarise``, which is what `realad evaluate` calls, out of files, on ``workers`` threads.
+
+    The maps are the grids of ``make_maps`` cut to 15 x 15 cells and kept as the command keeps them.
+    """
+    from realad_verl.evaluate.records import save_map
+    from realad_verl.evaluate.summary import SummaryConfig, summarise
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = Path(name), []
+        for i, (anomaly_map, mask) in enumerate(make_maps(n, size)):
+            scale = save_map(folder / f"maps/{i}.png", cv2.resize(anomaly_map, (15, 15), interpolation=cv2.INTER_AREA))
+            cv2.imwrite(str(folder / f"{i}.png"), mask.astype(np.uint8) * 255)
+            rows.append(_row(i, size, i % 2) | {"map": f"maps/{i}.png", "map_scale": scale})
+        del anomaly_map, mask
+        before, counted = _peak(), []
+        start = time.perf_counter()
+        results, _ = summarise(
+            rows,
+            folder,
+            lambda row: cv2.imread(str(folder / f"{row['id']}.png"), cv2.IMREAD_GRAYSCALE) > 0,
+            SummaryConfig(),
+            on_image=lambda: counted.append(time.perf_counter() - start),
+            workers=workers,
+        )
+        seconds = time.perf_counter() - start
+    names = ("pixel_auroc", "pixel_aupr", "pixel_f1_max", "pixel_aupro", "pixel_auroc_error_bound")
+    figures = {k: results["pooled"]["pixel_kept"][k] for k in names}
+    return figures | {"counting_seconds": round(counted[-1], 2)} | _cost(seconds, before)
+
+
+def _row(i: int, size: int, label: int) -> dict:
+    """Row ``i`` of a results.jsonl, without its map."""
+    from realad_verl.evaluate.records import FIELDS
+
+    known = {"id": str(i), "category": "made up", "gt_label": label, "pred_label": label, "pred_score": float(label)}
+    return dict.fromkeys(FIELDS) | known | {"image_size": [size, size]}
+
+
 def run_anomalib(n: int, size: int) -> dict[str, float]:
     """The same figures by anomalib's metric classes (AUROC, AUPR, F1Max, AUPRO), fed one map at a time."""
     import torch
@@ -84,9 +129,9 @@ def _cost(seconds: float, before: float) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak_gib": round(_peak(), 3), "before_gib": round(before, 3)}
 
 
-def _child(python: str, who: str, n: int, size: int) -> dict[str, float]:
+def _child(python: str, who: str, n: int, size: int, workers: int = 1) -> dict[str, float]:
     """Run one side in a process of its own, so that its peak memory is its own."""
-    command = [python, __file__, "--only", who, "--maps", str(n), "--size", str(size)]
+    command = [python, __file__, "--only", who, "--maps", str(n), "--size", str(size), "--workers", str(workers)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{who} failed with exit code {done.returncode} (its error is above)")
@@ -102,14 +147,21 @@ def main() -> None:
     parser.add_argument(
         "--anomalib-python", help="a Python that has anomalib; without it only this package is measured"
     )
-    parser.add_argument("--only", choices=("ours", "anomalib"), help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, nargs="+", default=[], help="time the command's whole way on so many")
+    parser.add_argument("--only", choices=("ours", "anomalib", "summary"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.only == "summary":
+        print(json.dumps(run_summary(options.maps, options.size, options.workers[0])))
+        return
     if options.only:
         run = run_ours if options.only == "ours" else run_anomalib
         print(json.dumps(run(options.maps, options.size)))
         return
     report: dict = {"maps": options.maps, "size": options.size}
     report["ours"] = _child(sys.executable, "ours", options.maps, options.size)
+    if options.workers:
+        summary = {n: _child(sys.executable, "summary", options.maps, options.size, n) for n in options.workers}
+        report["summary_by_workers"] = summary
     met = report["ours"]["peak_gib"] <= 2.0
     if options.anomalib_python:
         report["compare_maps"] = options.compare_maps

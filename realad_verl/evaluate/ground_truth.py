@@ -63,7 +63,7 @@ def ground_truth_lines(found: dict[str, Any]) -> list[str]:
     """``GroundTruth.to_dict`` in words, a line each."""
     lines = list(found["rule"])
     lines += [f"{fit['count']} {fit['what']}, as {fit['example']}" for fit in found["fits"]]
-    lines += [f"not in the pixel figures: {entry['id']} ({entry['reason']})" for entry in found["misfits"]]
+    lines += first_of("not in the pixel figures", found["misfits"], "reason")
     if found["mostly_defect"]:
         names = found["mostly_defect"]
         lines.append(
@@ -71,3 +71,9 @@ def ground_truth_lines(found: dict[str, Any]) -> list[str]:
             "marked: --mask-levels inverted"
         )
     return lines
+
+
+def first_of(what: str, entries: list[dict[str, str]], why: str, most: int = 5) -> list[str]:
+    """A line for each of the first ``most`` entries, its ``why`` behind its id; how many more there are."""
+    lines = [f"{what}: {entry['id']} ({entry[why]})" for entry in entries[:most]]
+    return lines + ([f"{what}: {len(entries) - most} more, in results.json"] if len(entries) > most else [])

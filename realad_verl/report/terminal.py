@@ -9,7 +9,7 @@ from rich.table import Table
 
 from realad_verl.data.account import account_lines
 from realad_verl.data.depth import Depth
-from realad_verl.evaluate.ground_truth import ground_truth_lines
+from realad_verl.evaluate.ground_truth import first_of, ground_truth_lines
 from realad_verl.report.tables import CATEGORY, Figure, interval_text, percent
 
 TABLES = (("Image and answers, %", ("image", "answers")), ("Pixel, %", ("pixel",)))
@@ -42,10 +42,10 @@ def _with_ends(figures: dict[str, Any], figure: Figure, intervals: dict[str, Any
 
 def _remarks(results: dict[str, Any], out: Path) -> list[str]:
     lines = [f"thresholds: {results['threshold_source']}", *_found(results)]
-    lines += [f"not readable: {entry['id']} ({entry['error']})" for entry in results["bad_images"]]
-    if results["anomalous_without_mask"]:
-        names = ", ".join(results["anomalous_without_mask"][:5])
-        lines.append(f"anomalous without a mask, not in the pixel figures: {names}")
+    lines += first_of("not readable", results["bad_images"], "error")
+    misfits = {entry["id"] for entry in results["masks"]["misfits"]}  # said already, each with its reason
+    if unmasked := [name for name in results["anomalous_without_mask"] if name not in misfits]:
+        lines.append(f"{len(unmasked)} anomalous without a mask, not in the pixel figures: {', '.join(unmasked[:5])}")
     return [*lines, f"Look at it: realad report {out} --out report.html"]
 
 

