@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from realad_verl.errors import bad_value
 from realad_verl.evaluate import ranking
@@ -53,8 +54,9 @@ def start_bits(pixels: int) -> int:
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the distinct keys, ascending, how often each occurs): np.unique, without sorting where the keys lie close."""
-    if keys.size and (low := int(keys.min())) >= int(keys.max()) - keys.size:
-        counts = np.bincount(keys - low)
+    if keys.size and int(keys.max()) - (low := int(keys.min())) <= 2 * keys.size:
+        # torch's lets the other threads run meanwhile; numpy's holds the interpreter lock.
+        counts = torch.bincount(torch.from_numpy(keys - low)).numpy()
         bins = np.flatnonzero(counts)
         return (bins + low).astype(keys.dtype), counts[bins]
     # By sorting, which counts ask for: numpy's hash table for the values alone takes ten times as long.
@@ -111,6 +113,8 @@ class PixelHistogram:
     def _absorb(self, keys: np.ndarray, counts: Any, rows: slice, dropped: int) -> None:
         """Add ``counts`` [.., K] of the distinct bins ``keys`` [K], which are cut by ``dropped`` bits, to ``rows``."""
         keys, counts = _cut(keys, np.atleast_2d(counts), self.dropped - dropped)
+        if not self.keys.size:
+            self.keys, self.counts = keys, np.zeros((3, keys.size))
         at = np.searchsorted(self.keys, keys)
         if not (at < self.keys.size).all() or not np.array_equal(self.keys[at], keys):
             merged, _ = distinct(np.concatenate([self.keys, keys]))
