@@ -23,7 +23,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.backbones import TRAINABLE
 from realad_verl.errors import UserError
-from realad_verl.evidence import EvidenceBuilder, EvidencePlan
+from realad_verl.evidence import EvidenceBuilder, EvidencePlan, on_cpu
 from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.method.config import MethodConfig
 from realad_verl.method.evidence import Evidence
@@ -32,6 +32,7 @@ from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.train import families, weights, wire
 from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
 from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
+from realad_verl.verl_ext.train.overlap import Overlap
 from realad_verl.verl_ext.train.verdict import notes, verdicts
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         self._builders: dict[str, EvidenceBuilder] = {}
         self._readouts: dict[tuple, AttentionReadout] = {}
         self._teacher = AttentionTeacher()
+        self._overlap = Overlap()
 
     def infer_batch(self, data: TensorDict, loss_function=None):
         outputs = super().infer_batch(data, loss_function)
@@ -91,6 +93,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         return outputs
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        self._overlap.expect(len(data))
         if not forward_only and tu.get_non_tensor_data(data, LOSS_KEY, default=None):
             count_tokens(data, self.get_data_parallel_group())
         return super().forward_backward_batch(data, loss_function, forward_only)
@@ -144,16 +147,33 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         requests = [plan.request for plan in plans if plan.request is not None]
         with self._readout(builder.cfg).reading(requests, head_group=self.ulysses_parallel_group) as reading:
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
-        started = time.perf_counter()
-        rows = reading.rows()
-        evidences = builder.reduce(plans, rows)
-        seconds += reading.total_seconds() + time.perf_counter() - started
-        output["model_output"].update(self._outputs(evidences, plans, seconds, parsed["detail"]))
-        if "attention_loss" in parsed:
-            cfg = AttentionLossConfig(**parsed["attention_loss"])
-            output["model_output"].update(self._teacher.maps(micro_batch, plans, rows, cfg))
-        output["model_output"].update(verdicts(micro_batch, evidences, builder) | notes(micro_batch))
+        rows = on_cpu(reading.rows())
+        seconds += reading.total_seconds()
+
+        def reduce() -> dict:
+            return self._reduce(micro_batch, builder, plans, rows, seconds, parsed)
+
+        self._overlap.submit(len(micro_batch), output["model_output"], reduce)
         return loss, output
+
+    def _reduce(
+        self,
+        micro_batch: TensorDict,
+        builder: EvidenceBuilder,
+        plans: Sequence[EvidencePlan],
+        rows: Sequence[Tensor],
+        seconds: float,
+        request: Mapping,
+    ) -> dict:
+        """What the rows of a micro-batch come to, by name; ``seconds``: what they have cost so far."""
+        started = time.perf_counter()
+        evidences = builder.reduce(plans, rows)
+        seconds += time.perf_counter() - started
+        outputs = self._outputs(evidences, plans, seconds, request["detail"])
+        if "attention_loss" in request:
+            cfg = AttentionLossConfig(**request["attention_loss"])
+            outputs |= self._teacher.maps(micro_batch, plans, rows, cfg)
+        return outputs | verdicts(micro_batch, evidences, builder) | notes(micro_batch)
 
     def get_per_tensor_param(self, *args, **kwargs):
         params, peft_config = super().get_per_tensor_param(*args, **kwargs)

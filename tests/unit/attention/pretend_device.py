@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -100,16 +101,36 @@ class Counts(TorchDispatchMode):
     def _count(self, func, name: str, args, there: list, here: list, target: str | None) -> None:
         where = _where()
         crosses = name in ("aten::copy_", "aten::_to_copy")
-        if there and here and not crosses:
+        # CUDA takes indices from the CPU, by a copy.
+        by_cpu = name in ("aten::index", "aten::index_put_") and isinstance(args[0], OnDevice) and bool(here)
+        if there and here and not crosses and not by_cpu:
             raise DeviceMismatch(f"{name} of {[(type(x).__name__, tuple(x.shape)) for x in there + here]} at {where}")
         leaves = name == "aten::_to_copy" and target == "cpu" and bool(there)
         enters = name == "aten::_to_copy" and target == "cuda" and not there
         by_mask = name == "aten::index" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if leaves or enters or by_mask or (there and name in WAITS) or (name == "aten::copy_" and there and here):
+        if (
+            leaves
+            or enters
+            or by_mask
+            or by_cpu
+            or (there and name in WAITS)
+            or (name == "aten::copy_" and there and here)
+        ):
             self.waits[where] += 1
         views = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
         if (there or target == "cuda") and not views and name not in NO_LAUNCH:
             self.launches[where] += 1
+
+
+class _Made(TorchFunctionMode):
+    """``torch.tensor`` of a list, which would look for the device itself."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is not torch.tensor or kwargs.get("device") is None or torch.device(kwargs["device"]).type != "cuda":
+            return func(*args, **kwargs)
+        values = [x.item() if isinstance(x, torch.Tensor) else x for x in args[0]] if args[0] else args[0]
+        return torch.tensor(values, *args[1:], **(kwargs | {"device": "cpu"})).to(kwargs["device"])
 
 
 _running: list[Counts] = []
@@ -138,7 +159,7 @@ def pretend() -> Iterator[Counts]:
         torch._C._set_only_lift_cpu_tensors(True)
         _running.append(counts)
         try:
-            with counts:
+            with _Made(), counts:
                 yield counts
         finally:
             _running.pop()
