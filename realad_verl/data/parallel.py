@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,3 +26,38 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         finally:
             for future in pending:
                 future.cancel()
+
+
+class Overlap:
+    """What is made of one part of a batch, on a thread, while the caller computes the next; one at a time, in order.
+
+    Training: the evidence of a micro-batch, whose regions the CPU labels, beside the forward of the next.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="realad-evidence")
+        self._running: tuple[Future, dict[str, Any]] | None = None
+        self._awaited = 0
+
+    def expect(self, samples: int) -> None:
+        """A batch of so many samples comes now, in parts; what a failed one has left is dropped."""
+        if self._running is not None:
+            self._running[0].cancel()
+        self._running, self._awaited = None, samples
+
+    def submit(self, samples: int, output: dict[str, Any], reduce: Callable[[], dict[str, Any]]) -> None:
+        """Lets ``reduce`` run, whose result goes into ``output`` before the next of its batch, or the batch, ends.
+
+        ``samples`` of the batch are in it; with the last of them, and outside a batch, this returns with all results in
+        place. Raises what the ``reduce`` before has raised, or this one where it is the last.
+        """
+        self._settle()
+        self._running = (self._pool.submit(reduce), output)
+        self._awaited -= samples
+        if self._awaited <= 0:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._running is not None:
+            (result, output), self._running = self._running, None
+            output.update(result.result())

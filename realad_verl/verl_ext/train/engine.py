@@ -22,6 +22,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.backbones import TRAINABLE
+from realad_verl.data.parallel import Overlap
 from realad_verl.errors import UserError
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan, on_cpu
 from realad_verl.method.attention_loss_config import AttentionLossConfig
@@ -32,7 +33,6 @@ from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.train import families, weights, wire
 from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
 from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
-from realad_verl.verl_ext.train.overlap import Overlap
 from realad_verl.verl_ext.train.verdict import notes, verdicts
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         rows = on_cpu(reading.rows())
         seconds += reading.total_seconds()
 
+        @torch.no_grad()  # of its own in every thread
         def reduce() -> dict:
             return self._reduce(micro_batch, builder, plans, rows, seconds, parsed)
 

@@ -3,9 +3,8 @@
 import threading
 
 import pytest
-import torch
 
-from realad_verl.verl_ext.train.overlap import Overlap
+from realad_verl.data.parallel import Overlap
 
 
 def test_a_reduction_runs_while_the_next_forward_does():
@@ -13,7 +12,6 @@ def test_a_reduction_runs_while_the_next_forward_does():
 
     def first() -> dict:
         assert forward_runs.wait(10), "the next forward never began: submit waited for the reduction"
-        assert not torch.is_grad_enabled()  # of this thread's own
         return {"evidence": "a"}
 
     overlap.expect(5)
