@@ -18,6 +18,9 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter alone, as a PEFT folder; default: merged.")
     ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="The step that was best in validation (realad.val.best), not the newest.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the model of RUN as a Hugging Face folder: weights with LoRA merged, processor, model card.
@@ -26,12 +29,13 @@ def export(
     does this by itself.
     """
     from realad_verl.verl_ext.job.export import export as write
+    from realad_verl.verl_ext.run_folder.best import best_of
 
     def on_file(done: int, total: int) -> None:
         if not as_json:
             typer.echo(f"writing file {done + 1} of {total}", err=True)
 
-    made = write(run, out, dtype=dtype, adapter=adapter, on_file=on_file)
+    made = write(best_of(run) if best else run, out, dtype=dtype, adapter=adapter, on_file=on_file)
     if as_json:
         state = {"out": str(made.out), "step": made.step, "parameters": made.parameters, "bytes": made.bytes}
         typer.echo(json.dumps(state))

@@ -39,6 +39,27 @@ class WatchdogSettings:
                 raise bad_value(f"realad.watchdog.{name}", value, "a number of seconds >= 0")
 
 
+BEST = ("image_auroc", "image_ap", "accuracy", "format", "jaccard_auroc", "well_formed")
+
+
+@dataclass(frozen=True)
+class ValSettings:
+    """Validations of a run, every ``trainer.test_freq`` steps.
+
+    ``evidence``: their responses go through the evidence pass. ``best``: the metric, without its ``val/``, by which the
+    best step's checkpoint is kept apart; None keeps none.
+    """
+
+    evidence: bool = True
+    best: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.evidence, bool):
+            raise bad_value("realad.val.evidence", self.evidence, "true, false")
+        if self.best is not None and self.best not in BEST:
+            raise bad_value("realad.val.best", self.best, f"null, {', '.join(BEST)}")
+
+
 @dataclass(frozen=True)
 class RealadSettings:
     """Every setting of ``realad:``.
@@ -58,6 +79,7 @@ class RealadSettings:
     deterministic: bool = False
     poll_interval: float = 2.0
     log: LogSettings = field(default_factory=LogSettings)
+    val: ValSettings = field(default_factory=ValSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     attention_loss: AttentionLossConfig = field(default_factory=AttentionLossConfig)
 
@@ -74,6 +96,12 @@ class RealadSettings:
                 "evidence. Set realad.w_cons=0 (plain GRPO) or realad.evidence=True."
             )
 
+        if self.val.best not in (None, "accuracy", "format") and not (self.evidence and self.val.evidence):
+            raise UserError(
+                f"realad.val.best = {self.val.best} is read from the evidence pass of a validation, which "
+                "realad.evidence = False or realad.val.evidence = False leaves out. Set both to True, or "
+                "realad.val.best=accuracy."
+            )
         if not self.evidence and self.attention_loss.weight:
             raise UserError(
                 "realad.evidence = False and realad.attention_loss.weight = "
@@ -92,7 +120,7 @@ class RealadSettings:
             )
         values: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
         _only(values, cls, "realad")
-        parts = {"log": LogSettings, "watchdog": WatchdogSettings}
+        parts = {"log": LogSettings, "val": ValSettings, "watchdog": WatchdogSettings}
         for name, part in parts.items():
             given = values.get(name) or {}
             _only(given, part, f"realad.{name}")

@@ -236,7 +236,7 @@ def attention_gradient(engine, samples: list[dict], flags: dict, job: dict) -> d
 
     from realad_verl.method.attention_loss_config import AttentionLossConfig
     from realad_verl.verl_ext.repairs import position_ids
-    from realad_verl.verl_ext.train import attention_wire
+    from realad_verl.verl_ext.train.attention import wire as attention_wire
     from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
 
     cfg = AttentionLossConfig(**job["attention"])

@@ -8,7 +8,7 @@ import torch
 from test_training import SMALL, check_same, weights
 
 from realad_verl.verl_ext.run_folder.checkpoints import TRACKER
-from realad_verl.verl_ext.train.attention_loss import BASELINE_FILE
+from realad_verl.verl_ext.train.attention.loss import BASELINE_FILE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -68,6 +68,8 @@ def overrides(model: Path) -> list[str]:
         f"actor_rollout_ref.rollout.n={N}",
         # Large enough that the second step's evidence tells the updated weights from the first ones.
         "actor_rollout_ref.actor.optim.lr=0.01",
+        # An update in every step, whatever the rewards of a random model are.
+        "actor_rollout_ref.actor.entropy_coeff=0.01",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model]",
         # The reference below merges by itself, from the shard alone.
         "actor_rollout_ref.actor.checkpoint.save_lora_only=false",

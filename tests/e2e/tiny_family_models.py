@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from realad_verl.tiny.tokenizer import build_tokenizer
 
 MARKERS = (
+    *("<|observation|>", "<|user|>"),  # verl's boundaries of GLM's turns
     *("<image>", "<video>", "<img>", "</img>", "<|image_break|>", "<start_of_image>", "<end_of_image>", "<bos>"),
     *("<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
     *("<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>"),

@@ -42,7 +42,7 @@ ALLOWED = {
     "verl_ext.recipe": READING
     | {"calibration", "data", "tiny", "recipes_dir", "verl_ext.names", "verl_ext.plugin", "verl_ext.settings"},
     "verl_ext.train": READING
-    | {"data", "report"}
+    | {"data", "evaluate", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "repairs", "run_folder", "settings")},
     "verl_ext.job": {"calibration", "report"}
     | {f"verl_ext.{room}" for room in ("names", "plugin", "recipe", "run_folder", "settings")},

@@ -11,7 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import accumulate
 
 import torch
 from tensordict import TensorDict
@@ -31,8 +33,9 @@ from realad_verl.method.evidence import Evidence
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import note
 from realad_verl.verl_ext.train import families, weights, wire
-from realad_verl.verl_ext.train.attention_loss import AttentionTeacher, count_tokens, taught_step
-from realad_verl.verl_ext.train.attention_wire import LOSS_KEY
+from realad_verl.verl_ext.train.answers import AnswerReading, answer_at, answers
+from realad_verl.verl_ext.train.attention.loss import AttentionTeacher, count_tokens, taught_step
+from realad_verl.verl_ext.train.attention.wire import LOSS_KEY
 from realad_verl.verl_ext.train.verdict import notes, verdicts
 
 logger = logging.getLogger(__name__)
@@ -42,12 +45,14 @@ logger = logging.getLogger(__name__)
 REQUEST_KEY = "realad_evidence"
 
 
-def make_request(method: Mapping | None, detail: bool, attention_loss: AttentionLossConfig | None = None) -> str:
+def make_request(
+    method: Mapping | None, detail: bool, attention_loss: AttentionLossConfig | None = None, answer: bool = False
+) -> str:
     """The value of ``REQUEST_KEY`` that turns the read-out on; ``detail`` also returns map and token weights.
 
-    ``attention_loss``: also returns the maps that its targets are made of.
+    ``attention_loss``: also returns the maps that its targets are made of; ``answer``: also P(yes).
     """
-    request = {"method": method and dict(method), "detail": detail}
+    request = {"method": method and dict(method), "detail": detail, "answer": answer}
     if attention_loss is not None:
         request["attention_loss"] = asdict(attention_loss)
     return json.dumps(request, sort_keys=True)
@@ -145,8 +150,15 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         plans = self._plan(micro_batch, builder)
         seconds = time.perf_counter() - started
         requests = [plan.request for plan in plans if plan.request is not None]
-        with self._readout(builder.cfg).reading(requests, head_group=self.ulysses_parallel_group) as reading:
+        group = self.ulysses_parallel_group
+        with ExitStack() as stack:
+            reading = stack.enter_context(self._readout(builder.cfg).reading(requests, head_group=group))
+            answer = self._answer_reading(micro_batch, builder) if parsed.get("answer") else None
+            if answer is not None:
+                stack.enter_context(answer.reading(self.module))
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        if answer is not None:
+            output["model_output"].update(answers(micro_batch, answer.shares(), builder))
         rows = on_cpu(reading.rows())
         seconds += reading.total_seconds()
 
@@ -212,20 +224,24 @@ class EvidenceEngine(FSDPEngineWithLMHead):
             )
         return self._readouts[key]
 
+    def _answer_reading(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> AnswerReading:
+        """P(yes) of each sample, read at the token before its answer."""
+        prompts, responses, tokens = sequence_lengths(micro_batch["prompts"]), micro_batch["responses"].unbind(), []
+        for prompt_length, ids, (row, first) in zip(prompts, responses, _places(micro_batch), strict=True):
+            at = answer_at(builder.tokenizer, ids.tolist(), builder.cfg.spans)
+            tokens.append(None if at is None else (row, first + prompt_length + at - 1))
+        return AnswerReading(builder.tokenizer, tokens, self.ulysses_parallel_group)
+
     def _plan(self, micro_batch: TensorDict, builder: EvidenceBuilder) -> list[EvidencePlan]:
-        """One plan a sample, placed where :meth:`prepare_model_inputs` puts the sample on the token axis."""
-        packed = tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True)
-        input_ids = micro_batch["input_ids"]
-        prompts = sequence_lengths(micro_batch["prompts"])
-        sequences = list(input_ids.unbind())
+        prompts, sequences = sequence_lengths(micro_batch["prompts"]), micro_batch["input_ids"].unbind()
         inputs = micro_batch.get("multi_modal_inputs", None)
-        multi_modal = [wire.payload(item) or {} for item in inputs] if inputs is not None else [{}] * len(sequences)
-        plans, offset = [], 0
-        for i, (ids, prompt_length, outputs) in enumerate(zip(sequences, prompts, multi_modal, strict=True)):
-            place = {"batch_row": 0, "offset": offset} if packed else {"batch_row": i, "offset": 0}
-            plans.append(_plan_or_refuse(builder, ids, prompt_length, outputs, place))
-            offset += ids.shape[0]
-        return plans
+        multi_modal = [wire.payload(item) or {} for item in inputs] if inputs is not None else [{}] * len(prompts)
+        return [
+            _plan_or_refuse(builder, ids, prompt_length, outputs, place)
+            for ids, prompt_length, outputs, place in zip(
+                sequences, prompts, multi_modal, _places(micro_batch), strict=True
+            )
+        ]
 
     @staticmethod
     def _outputs(
@@ -239,10 +255,20 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         return outputs
 
 
-def _plan_or_refuse(builder: EvidenceBuilder, ids: Tensor, prompt_length: int, outputs, place: dict) -> EvidencePlan:
+def _places(micro_batch: TensorDict) -> list[tuple[int, int]]:
+    """(row, first token) of each sample, where ``prepare_model_inputs`` puts it on the forward's token axis."""
+    lengths = sequence_lengths(micro_batch["input_ids"])
+    if not tu.get_non_tensor_data(micro_batch, "use_remove_padding", default=True):
+        return [(row, 0) for row in range(len(lengths))]
+    return [(0, first) for first in accumulate(lengths[:-1], initial=0)]
+
+
+def _plan_or_refuse(
+    builder: EvidenceBuilder, ids: Tensor, prompt_length: int, outputs: Mapping, place: tuple[int, int]
+) -> EvidencePlan:
     """A sample that the backbone refuses (video, image and prompt that do not fit) costs its evidence, not the step."""
     try:
-        return builder.plan(ids, prompt_length, outputs, **place)
+        return builder.plan(ids, prompt_length, outputs, batch_row=place[0], offset=place[1])
     except UserError as error:
         logger.warning("no evidence for a sample: %s", error)
         return EvidencePlan(None, None, 0, [], "refused")

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from transfer_queue import KVBatchMeta
 
 from realad_verl.verl_ext.train import wire
 from realad_verl.verl_ext.train.wire import Summary
@@ -48,6 +49,11 @@ def scored(
     columns = (judged, wire.unpack_summaries(summaries), totals, wire.unpack_notes(notes))
     samples = [ScoredSample(v.label, s, v.consistency, t, n, v.right) for v, s, t, n in zip(*columns, strict=True)]
     return samples, torch.nested.nested_tensor_from_jagged(values, offsets)
+
+
+def real(batch: KVBatchMeta) -> list[bool]:
+    """Which samples are responses of their own rather than verl's copies, which fill up the batch."""
+    return [not tag.get("is_padding", False) for tag in batch.tags]
 
 
 def step_metrics(samples: Sequence[ScoredSample]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 Always written under ``realad.log.dir`` as ``step_000010/00.json`` beside ``00.png``; to W&B too where it is a logger.
 Where a step has several mini-batches (cgro_separate_async) each has a folder of its own, ``step_000010.0`` and so on.
+``validation_000010`` holds those of a validation, of the same images each time.
 """
 
 # verl's classes, TensorDict fields and jagged tensors are untyped for pyright; the tests run them for real.
@@ -40,15 +41,28 @@ class SampleLogger:
         log = self.settings.log
         return bool(log.every and log.samples) and step % log.every == 0
 
+    @property
+    def of_validation(self) -> bool:
+        """Whether validations are logged."""
+        return bool(self.settings.log.every and self.settings.log.samples)
+
     def log(self, trainer, batch: KVBatchMeta, samples: Sequence[ScoredSample]) -> None:
-        """Write the chosen samples of ``batch`` (aligned with ``samples``)."""
-        if not self.due(trainer.global_steps):
-            return
+        """Write the chosen samples of ``batch`` (aligned with ``samples``), where its step is due."""
+        if self.due(trainer.global_steps):
+            update = f".{trainer.local_trigger_step}" if trainer.parameter_sync_step > 1 else ""
+            self._write(trainer, batch, samples, self.dir / f"step_{trainer.global_steps:06d}{update}", "evidence")
+
+    def log_validation(self, trainer, batch: KVBatchMeta, samples: Sequence[ScoredSample]) -> None:
+        """Write those of a validation: of the same images each time, since ``batch`` is in the data's order."""
+        folder = self.dir / f"validation_{trainer.global_steps:06d}"
+        if not folder.exists():  # only the first part of a validation set that comes in several
+            self._write(trainer, batch, samples, folder, "val")
+
+    def _write(self, trainer, batch: KVBatchMeta, samples: Sequence[ScoredSample], folder: Path, group: str) -> None:
         chosen = self._choose(batch, samples)
         fields = [*wire.DETAIL, "responses", "raw_prompt", "extra_info"]
         keys = [batch.keys[i] for i in chosen]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-        folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         records = []
         for n, i in enumerate(chosen):
@@ -60,11 +74,7 @@ class SampleLogger:
             (folder / f"{n:02d}.json").write_text(json.dumps(record, indent=1))
             records.append((record, image))
         if self.wandb:
-            self._log_to_wandb(trainer, records)
-
-    def _folder(self, trainer) -> Path:
-        update = f".{trainer.local_trigger_step}" if trainer.parameter_sync_step > 1 else ""
-        return self.dir / f"step_{trainer.global_steps:06d}{update}"
+            self._log_to_wandb(trainer, records, group)
 
     def _choose(self, batch: KVBatchMeta, samples: Sequence[ScoredSample]) -> list[int]:
         """The first sample of each prompt, anomalous and normal in turn, then further samples."""
@@ -113,7 +123,7 @@ class SampleLogger:
             "reward": {**sample.other, "consistency_reward": sample.consistency, "total": sample.total},
         }
 
-    def _log_to_wandb(self, trainer, records) -> None:
+    def _log_to_wandb(self, trainer, records, group: str) -> None:
         import wandb
 
         from realad_verl.report.overlay import overlay
@@ -132,7 +142,7 @@ class SampleLogger:
             weights = " ".join(f"{t['text'].strip()}:{t['weight']:.2f}" for t in record["tokens"])
             table.add_data(*(record[c] for c in columns[:-1]), weights)
         trainer.logger.logger["wandb"].log(
-            {"evidence/samples": images, "evidence/reasoning": table}, step=trainer.global_steps
+            {f"{group}/samples": images, f"{group}/reasoning": table}, step=trainer.global_steps
         )
 
 

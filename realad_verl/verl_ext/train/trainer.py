@@ -8,6 +8,7 @@ Between verl's old log-probs (whose forward carries the read-out) and its advant
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
+import logging
 import shutil
 import time
 from collections import defaultdict
@@ -30,15 +31,19 @@ from verl.trainer.ppo.v1 import (
 from realad_verl.verl_ext.names import CUT, ENGINE, REPLACED, TRAINERS
 from realad_verl.verl_ext.plugin import note, require_active
 from realad_verl.verl_ext.run_folder import heartbeat
+from realad_verl.verl_ext.run_folder.best import Best, keep_best, read_best
 from realad_verl.verl_ext.run_folder.cause import in_one_line
 from realad_verl.verl_ext.run_folder.checkpoints import mark_complete, unmark
 from realad_verl.verl_ext.settings import RealadSettings
 from realad_verl.verl_ext.train import wire
-from realad_verl.verl_ext.train.attention_targets import Alarms, asking_for_loss, write_targets
+from realad_verl.verl_ext.train.attention.targets import Alarms, asking_for_loss, write_targets
 from realad_verl.verl_ext.train.engine import REQUEST_KEY, make_request
-from realad_verl.verl_ext.train.metrics import ScoredSample, scored, step_metrics, validation_metrics
+from realad_verl.verl_ext.train.metrics import ScoredSample, real, scored, step_metrics, validation_metrics
 from realad_verl.verl_ext.train.samples import SampleLogger
+from realad_verl.verl_ext.train.validation import Validation
 from realad_verl.verl_ext.train.worker import ConsistencyRewardWorker, DetachedConsistencyRewardWorker
+
+logger = logging.getLogger(__name__)
 
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
@@ -95,8 +100,30 @@ class CGROMixin:
         super().on_validate_begin()
 
     def _validate(self, *args, **kwargs) -> dict:
-        metrics = super()._validate(*args, **kwargs)
-        return metrics | validation_metrics(metrics)
+        """verl's, with the evidence of the same responses; the best step so far is kept (``realad.val.best``)."""
+        validation, sample = Validation(), self.replay_buffer.sample
+        if self.realad.evidence and self.realad.val.evidence:
+            self.replay_buffer.sample = validation.watch(sample, self)
+        try:
+            metrics = super()._validate(*args, **kwargs)
+        finally:
+            self.replay_buffer.sample = sample
+        metrics |= validation_metrics(metrics) | validation.metrics()
+        return metrics | self._keep_best(metrics)
+
+    def _keep_best(self, metrics: dict) -> dict[str, float]:
+        """Keep this step's checkpoint apart where its validation is the best so far; the best value as a metric."""
+        name = self.realad.val.best
+        if name is None or self.global_steps == 0:  # the model that the run began with is no checkpoint
+            return {}
+        value, best = metrics.get(f"val/{name}"), read_best(self.run_folder)
+        if value is None:
+            logger.warning("realad.val.best: this validation has no val/%s (both classes are needed)", name)
+        elif best is None or value > best.value:
+            if self._saved_step != self.global_steps:
+                self._save_checkpoint()
+            best = keep_best(self.run_folder, Best(self.global_steps, name, value))
+        return {} if best is None else {"val/best": best.value, "val/best_step": float(best.step)}
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """verl's step; ``reward/``, ``evidence/`` and ``rollout/`` are over all its samples.
@@ -200,28 +227,28 @@ class CGROMixin:
         started = time.perf_counter()
         fields = [wire.SUMMARY, wire.VERDICT, wire.NOTES, "rm_scores"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        samples, scores = scored(*(data[field] for field in fields), self.realad.w_cons, _real(batch))
+        samples, scores = scored(*(data[field] for field in fields), self.realad.w_cons, real(batch))
         if self.realad.w_cons:
             written = TensorDict({"rm_scores": scores}, batch_size=len(batch.keys))
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=written)
         self._count_lost(batch, [sample.other for sample in samples])
         if self.realad.attention_loss.weight:
             metrics.update(self._write_targets(batch, samples))
-        self._scored += [sample for sample, is_real in zip(samples, _real(batch), strict=True) if is_real]
+        self._scored += [sample for sample, is_real in zip(samples, real(batch), strict=True) if is_real]
         self._counts["evidence/reward_seconds"] += time.perf_counter() - started
         self.sample_logger.log(self, batch, samples)
 
     def _write_targets(self, batch: KVBatchMeta, samples: list[ScoredSample]) -> dict[str, float]:
         """The attention loss's targets; returns its metrics."""
         right = [sample.right for sample in samples]
-        metrics = write_targets(batch, _real(batch), samples, right, self.realad.attention_loss)
+        metrics = write_targets(batch, real(batch), samples, right, self.realad.attention_loss)
         return metrics | self._attention_alarms(metrics)
 
     def _count_lost(self, batch: KVBatchMeta, notes: list[dict[str, float]]) -> None:
         """Responses that are not what was asked for; takes them out of ``notes``."""
         for name, key in (("rollout/cut", CUT), ("rollout/replaced", REPLACED)):
             found = [note.pop(key, 0.0) for note in notes]
-            self._counts[name] += sum(value for value, is_real in zip(found, _real(batch), strict=True) if is_real)
+            self._counts[name] += sum(value for value, is_real in zip(found, real(batch), strict=True) if is_real)
 
     def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
@@ -231,11 +258,6 @@ class CGROMixin:
 
     def _n_workers(self) -> int:
         return self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes
-
-
-def _real(batch: KVBatchMeta) -> list[bool]:
-    """Which samples are responses of their own rather than verl's copies, which fill up the batch."""
-    return [not tag.get("is_padding", False) for tag in batch.tags]
 
 
 @register_trainer("cgro_sync")

@@ -9,6 +9,7 @@ samples back as one dense tensor. So each field is one vector a sample, never em
 | evidence_map       | 2 + P             | grid rows, grid columns, the anomaly map (P = 0 where there is none) |
 | evidence_tokens    | 1 + 5 R           | R, then token index in the response, S_T, S_I, weight, kept        |
 | evidence_verdict   | 3                 | label (NaN: none), whether the answer is right, R_cons             |
+| evidence_answer    | 2                 | P(yes) (NaN: no answer), well formed: of validation, when asked for |
 | rollout_notes      | bytes, not floats | JSON: parts of the reward by name, whether it was cut or replaced  |
 
 The reward needs the verdict (12 bytes a sample), the metrics the summary (24) and the notes (some 100). Map and tokens
@@ -32,6 +33,7 @@ from realad_verl.method.evidence import Evidence
 SUMMARY = "evidence_summary"
 DETAIL = ("evidence_map", "evidence_tokens")
 VERDICT = "evidence_verdict"
+ANSWER = "evidence_answer"
 NOTES = "rollout_notes"
 # Wire codes of Evidence.problem; 0 means none. Append only: the number is what travels.
 PROBLEMS = (
@@ -66,6 +68,14 @@ class Verdict:
     label: int | None
     right: bool
     consistency: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``share``: P(yes) / (P(yes) + P(no)) where the answer begins, None without one."""
+
+    share: float | None
+    well_formed: bool
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,16 @@ def pack_verdict(verdict: Verdict) -> Tensor:
 def unpack_verdicts(field: Tensor) -> list[Verdict]:
     """A batch's verdicts; the inverse of :func:`pack_verdict`."""
     return [Verdict(None if math.isnan(y) else int(y), bool(right), cons) for y, right, cons in rows(field).tolist()]
+
+
+def pack_answer(answer: Answer) -> Tensor:
+    """[2] float32."""
+    return torch.tensor([math.nan if answer.share is None else answer.share, answer.well_formed], dtype=torch.float32)
+
+
+def unpack_answers(field: Tensor) -> list[Answer]:
+    """A batch's answers; the inverse of :func:`pack_answer`."""
+    return [Answer(None if math.isnan(share) else share, bool(formed)) for share, formed in rows(field).tolist()]
 
 
 def pack_notes(notes: Mapping[str, float]) -> Tensor:

@@ -18,7 +18,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from realad_verl.verl_ext.names import ENGINE
 from realad_verl.verl_ext.plugin import registered, require_active
 from realad_verl.verl_ext.repairs import position_ids
-from realad_verl.verl_ext.train import attention_wire, wire
+from realad_verl.verl_ext.train import wire
+from realad_verl.verl_ext.train.attention import wire as attention_wire
 
 
 class ConsistencyRewardMixin:
@@ -58,7 +59,7 @@ class ConsistencyRewardMixin:
         if output is None:
             return None
         keys = set(output.keys())
-        wanted = (wire.SUMMARY, wire.VERDICT, wire.NOTES, *wire.DETAIL, attention_wire.MAP, "metrics")
+        wanted = (wire.SUMMARY, wire.VERDICT, wire.NOTES, wire.ANSWER, *wire.DETAIL, attention_wire.MAP, "metrics")
         fields = [name for name in wanted if name in keys]
         return output.select(*fields).cpu()
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from realad_verl.method.attention_loss_config import AttentionLossConfig
-from realad_verl.verl_ext.train.attention_targets import Alarms, MappedSample, group_targets
-from realad_verl.verl_ext.train.attention_wire import Target, pack_map, pack_target, unpack_map, unpack_target
+from realad_verl.verl_ext.train.attention.targets import Alarms, MappedSample, group_targets
+from realad_verl.verl_ext.train.attention.wire import Target, pack_map, pack_target, unpack_map, unpack_target
 
 CFG = AttentionLossConfig(weight=1.0, power=1.0)
 GRID = (1, 4)

@@ -31,7 +31,7 @@ from transfer_queue import KVBatchMeta
 from realad_verl.method.attention_loss import consensus_target
 from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.verl_ext.train import wire
-from realad_verl.verl_ext.train.attention_wire import (
+from realad_verl.verl_ext.train.attention.wire import (
     LOSS_KEY,
     MAP,
     TARGET,

@@ -31,7 +31,7 @@ from realad_verl.method.attention_loss import RunningBaseline, response_map, tok
 from realad_verl.method.attention_loss_config import AttentionLossConfig
 from realad_verl.method.labels import read_label
 from realad_verl.verl_ext.train import wire
-from realad_verl.verl_ext.train.attention_wire import LOSS_KEY, MAP, TARGET, Target, pack_map, unpack_target
+from realad_verl.verl_ext.train.attention.wire import LOSS_KEY, MAP, TARGET, Target, pack_map, unpack_target
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The loss on the attention in verl's update: maps of the evidence pass, targets by group, rows with a gradient."""
