@@ -29,7 +29,7 @@ def calibrate(
         str, typer.Option(help="Who generates: auto (vLLM where installed), vllm, transformers.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images a batch; a forward holds n responses of each.", min=1)] = 4,
-    device: Annotated[str, options.device_option("cuda, else cpu")] = "",
+    device: options.Device = "",
     gpu_memory: Annotated[
         float | None,
         typer.Option(help="Share of the device's memory for vLLM.", min=0.02, max=0.95, show_default="0.5, CPU: 0.15"),
@@ -61,11 +61,9 @@ def calibrate(
     of_run: dict[str, Any] = {"data": [f"{file.resolve()}: {file.stat().st_size} bytes" for file in files]}
     of_run |= model_identity(model) | {"engine": chosen, "images": images, "n": n, "seed": seed}
     ResultStore(out, of_run | {"batch_size": batch_size, "max_new_tokens": max_new_tokens})
-    import torch
-
     from realad_verl.localize import Localizer
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.read_device(device)
     memory = gpu_memory or (0.15 if device == "cpu" else 0.5)
     localizer = Localizer.from_pretrained(
         model, device=device, max_new_tokens=max_new_tokens, trust_remote_code=trust_remote_code

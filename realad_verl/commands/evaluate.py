@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from realad_verl.commands import options
-from realad_verl.commands.model_option import resolve_model
+from realad_verl.commands.model_option import TINY, resolve_model
 
 
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Name of the data set; `realad prepare --list` names them.")],
     root: Annotated[Path, options.root_option()],
-    model: Annotated[str, options.model_option()],
     out: Annotated[Path, typer.Option(help="Folder of this run; a run that was stopped continues in it.")],
+    model: Annotated[str | None, options.model_option("the tiny backbone of this package")] = None,
     split: Annotated[
         str | None, typer.Option(help="Split of the data set.", show_default="the data set's test split")
     ] = None,
@@ -28,7 +28,7 @@ def evaluate(
     engine: Annotated[
         str, typer.Option(help="Who generates: auto (vLLM where installed), vllm, transformers.")
     ] = "auto",
-    device: Annotated[str, options.device_option("cuda, else cpu")] = "",
+    device: options.Device = "",
     gpu_memory: Annotated[
         float | None,
         typer.Option(help="Share of the device's memory for vLLM.", min=0.02, max=0.95, show_default="0.5, CPU: 0.15"),
@@ -55,6 +55,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Run on validation data that gives the thresholds.", show_default="oracle, and labelled so"),
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Refuse images that this prepared directory (or manifest.json) holds; may be repeated."),
+    ] = None,
     references: Annotated[
         Path | None, typer.Option(help='Reference reasoning: JSON lines {"id": ..., "reasoning": ...}.')
     ] = None,
@@ -72,7 +76,9 @@ def evaluate(
     from realad_verl.report.terminal import print_results
 
     options.read_method(method, calibration or "none")  # a mistake is told before anything is read
-    model = resolve_model(model)
+    if model in (None, TINY):
+        typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
+    model = resolve_model(model if model is not None else TINY)
     pixels = options.read_pixel_size(pixel_size)
     run = Evaluation(
         dataset=dataset,
@@ -84,7 +90,7 @@ def evaluate(
         image_size=image_size or None,
         batch_size=batch_size,
         engine=engine,
-        device=device,
+        device=options.read_device(device),
         gpu_memory=gpu_memory,
         max_new_tokens=max_new_tokens,
         method=options.read_method(method, calibration, model),
@@ -92,6 +98,7 @@ def evaluate(
         mask_levels=mask_levels,
         white=white,
         summary=SummaryConfig(pixels, predicted_normal, fpr_limit, threshold_from),  # type: ignore[arg-type]
+        against=tuple(against or ()),
         references=references,
         sbert_model=sbert_model,
         trust_remote_code=trust_remote_code,

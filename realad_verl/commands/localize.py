@@ -18,7 +18,7 @@ def localize(
     images: Annotated[list[str], typer.Argument(help="Image files, directories (searched recursively) or globs.")],
     out: Annotated[Path, typer.Option(help="Directory to write to; made if absent.")] = Path("maps"),
     model: Annotated[str | None, options.model_option("the tiny backbone of this package")] = None,
-    device: Annotated[str, options.device_option()] = "cpu",
+    device: options.Device = "",
     batch_size: options.BatchSize = 4,
     max_new_tokens: options.MaxNewTokens = 256,
     method: options.Method = None,
@@ -53,7 +53,7 @@ def localize(
     localizer = Localizer.from_pretrained(
         folder,
         method=options.read_method(method, calibration, folder),
-        device=device,
+        device=options.read_device(device),
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,
     )

@@ -29,6 +29,7 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default="cuda, else cpu")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote to --out.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model folder.")]
 
@@ -38,9 +39,13 @@ def model_option(shown: str | bool = True) -> Any:
     return typer.Option(help=MODEL_HELP, show_default=shown)
 
 
-def device_option(shown: str | bool = True) -> Any:
-    """``--device``; ``shown``: what the help shows as its default."""
-    return typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default=shown)
+def read_device(device: str) -> str:
+    """``--device``: the given one; of "", cuda where there is one, else cpu."""
+    if device:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def white_option(shown: str) -> Any:

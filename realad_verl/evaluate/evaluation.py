@@ -11,7 +11,10 @@ from realad_verl.data.datasets import Dataset, Sample, get_dataset
 from realad_verl.data.depth import Depth, find_depth
 from realad_verl.data.files import written
 from realad_verl.data.images import deep_extremes
+from realad_verl.data.manifest import file_sha256, read_hashes
 from realad_verl.data.masks import MaskSetting
+from realad_verl.data.parallel import ordered_map
+from realad_verl.errors import UserError
 from realad_verl.evaluate.engines import Engine, build_engine, choose_engine, model_identity
 from realad_verl.evaluate.runner import evaluate_samples, finish, found_files, limited, pending, read_references
 from realad_verl.evaluate.store import ResultStore, parse_shard
@@ -26,7 +29,8 @@ class Evaluation:
     """A model on a data set. The fields are the command's options; making one checks them and opens the store.
 
     ``split`` None: the data set's test split. ``image_size`` None: images as they are. ``shard``: "I/N", None for all.
-    ``device`` "": cuda where there is one, else cpu. ``gpu_memory``: vLLM's share of the device's memory.
+    ``against``: manifests of `realad prepare`, none of whose images may be among these. ``gpu_memory``: vLLM's share of
+    the device's memory.
     """
 
     dataset: str
@@ -38,7 +42,7 @@ class Evaluation:
     image_size: int | None = 420
     batch_size: int = 8
     engine: str = "auto"
-    device: str = ""
+    device: str = "cpu"
     gpu_memory: float | None = None
     max_new_tokens: int = 256
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -46,13 +50,16 @@ class Evaluation:
     mask_levels: str = "auto"
     white: float | None = None
     summary: SummaryConfig = field(default_factory=SummaryConfig)
+    against: tuple[Path, ...] = ()
     references: Path | None = None
     sbert_model: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         MaskSetting(self.mask_levels)
-        _ = self.part, self.texts, choose_engine(self.engine), self.samples, self.store
+        _ = self.part, self.texts, choose_engine(self.engine), self.samples
+        self._refuse_known()
+        _ = self.store
 
     @cached_property
     def part(self) -> tuple[int, int]:
@@ -157,18 +164,29 @@ class Evaluation:
             on_image=on_image,
         )
 
+    def _refuse_known(self) -> None:
+        """UserError where an image is, by its content, one of those in ``against``."""
+        known = read_hashes(self.against)
+        if not known:
+            return
+        digests = ordered_map(lambda sample: file_sha256(sample.path), self.samples, _cores())
+        found = [(s.id, known[d]) for s, d in zip(self.samples, digests, strict=True) if d in known]
+        if found:
+            raise UserError(
+                f"--against: {len(found)} of {len(self.samples)} images were prepared for training, as {found[0][0]} "
+                f"({found[0][1]}): their figures say nothing about images that the model has not seen. Evaluate other "
+                "images, or prepare the training data with --against of these."
+            )
+
     def _done(self) -> set[str]:
         return {row["id"] for row in self.store.rows()}
 
     def _engine(self) -> Engine:
-        import torch
-
         from realad_verl.localize import Localizer
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         localizer = Localizer.from_pretrained(
             self.model,
-            device=device,
+            device=self.device,
             method=self.method,
             max_new_tokens=self.max_new_tokens,
             trust_remote_code=self.trust_remote_code,
@@ -178,7 +196,7 @@ class Evaluation:
             localizer,
             self.model,
             batch_size=self.batch_size,
-            gpu_memory=self.gpu_memory or VLLM_SHARE.get(device, 0.5),
+            gpu_memory=self.gpu_memory or VLLM_SHARE.get(self.device, 0.5),
             image_size=self.image_size,
         )
 

@@ -149,7 +149,7 @@ def run(job: dict) -> dict:
         "pad_token_id": engine.model_config.tokenizer.pad_token_id,
     }
     result = {"samples": mine, "weights": None, "dp_rank": rank}
-    passes = {"off": None, "on": make_request(job.get("method", {}), detail=True)}
+    passes = {"off": None, "on": make_request(job.get("method", {}), detail=True, answer=True)}
     if not job.get("evidence", True):
         passes.pop("on")
     for name, request in passes.items():

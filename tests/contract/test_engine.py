@@ -129,6 +129,34 @@ def check_against_eager(results: list[dict], method: MethodConfig, tolerance: fl
     assert seen >= 2
 
 
+def check_answers(results: list[dict], method: MethodConfig) -> None:
+    """P(yes) where the answer begins, from eager logits and the answer's place in the text; none without an answer."""
+    tokenizer, seen = AutoTokenizer.from_pretrained(str(tiny_model_dir())), []
+    starts = [
+        [tokenizer.encode(space + form)[0] for form in (word, word.title(), word.upper()) for space in ("", " ")]
+        for word in ("yes", "no")
+    ]
+    for result in results:
+        answers = wire.unpack_answers(torch.stack(result["on"][wire.ANSWER]))
+        for sample, answer in zip(result["samples"], answers, strict=True):
+            text = tokenizer.decode(sample["responses"], skip_special_tokens=True)
+            assert answer.well_formed == parse_response(text, method.spans).well_formed
+            _, logits_LV = eager_evidence(sample, method)
+            if logits_LV is None or "<answer>" not in text:
+                assert answer.share is None or logits_LV is None
+                continue
+            ends, position = [], 0
+            for piece in token_pieces(tokenizer, sample["responses"].tolist()):
+                position += len(piece)
+                ends.append(position)
+            begins = text.index("<answer>") + len("<answer>")
+            at = next(i for i, end in enumerate(ends) if text[begins:end].strip())
+            yes, no = (logits_LV[len(sample["prompts"]) + at - 1, ids].double().logsumexp(0) for ids in starts)
+            assert answer.share == pytest.approx(torch.sigmoid(yes - no).item(), abs=1e-5)
+            seen.append(answer.share)
+    assert len({round(share, 3) for share in seen}) >= 2, "every sample has the same score"
+
+
 def check_verdicts(results: list[dict], method: MethodConfig, n: int) -> None:
     """What the worker made of label, answer and Jaccard, against the method's own functions on the decoded text."""
     tokenizer, seen = AutoTokenizer.from_pretrained(str(tiny_model_dir())), []
@@ -173,6 +201,7 @@ def test_padded_one_rank(tmp_path, job):
     results = run_ranks(tmp_path, **job)
     check_log_probs_bitwise_equal(results)
     check_against_eager(results, METHOD)
+    check_answers(results, METHOD)
     check_verdicts(results, METHOD, len(results[0]["samples"]))
 
 
@@ -180,6 +209,7 @@ def test_padded_two_ranks(tmp_path):
     results = run_ranks(tmp_path, world=2)
     check_log_probs_bitwise_equal(results)
     check_against_eager(results, METHOD)
+    check_answers(results, METHOD)
 
 
 @pytest.mark.parametrize("job", [{"micro": 2}, slow({"micro": 1}), slow({"equal": True})], ids=str)
@@ -187,12 +217,14 @@ def test_packed_one_rank(tmp_path, job):
     results = run_ranks(tmp_path, packed=True, **job)
     check_log_probs_bitwise_equal(results)
     check_against_eager(results, METHOD)
+    check_answers(results, METHOD)
 
 
 def test_packed_ulysses_two_ranks(tmp_path):
     results = run_ranks(tmp_path, world=2, packed=True, ulysses=2)
     check_log_probs_bitwise_equal(results)
     check_against_eager(results, METHOD)
+    check_answers(results, METHOD)
     # Both ranks hold the whole batch and the same evidence.
     one, two = (torch.stack(result["on"][wire.SUMMARY])[:, :5] for result in results)
     assert torch.equal(one.nan_to_num(-1), two.nan_to_num(-1))

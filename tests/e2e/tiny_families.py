@@ -19,7 +19,8 @@ from realad_verl.data.prompts import hf_messages
 
 IMAGE_SIZE = 224  # 8 x 8 tokens of 28 pixels, 7 x 7 of 32: neither verl nor a processor resizes it
 WORDS = ("a", "the", "dark", "scratch", "spot", "line", "near", "left", "right", "edge", "surface", "looks", "clean")
-STEPS, BATCH = 80, 4
+STEPS, BATCH = 120, 4
+SHAPES = ((224, 224), (100, 224), (224, 110))  # height and width: prompts of several lengths, and of several tiles
 
 
 def write(family: str, folder: Path, seed: int = 0, steps: int = STEPS) -> None:
@@ -59,14 +60,15 @@ def teach(model: Any, processor: Any, seed: int, steps: int) -> None:
     """A few steps of next-token prediction on random sentences in the wanted format; vision stays random."""
     draw = random.Random(seed)
     noise = np.random.default_rng(seed).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    prompt = prepare(processor, chat_text(processor, hf_messages()), Image.fromarray(noise))
+    shapes = [Image.fromarray(noise[:height, :width]) for height, width in SHAPES]
+    prompts = [prepare(processor, chat_text(processor, hf_messages()), image) for image in shapes]
     end = processor.tokenizer.eos_token
     optimizer = torch.optim.AdamW(model.get_decoder().parameters(), lr=1e-2)
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         optimizer.add_param_group({"params": list(model.lm_head.parameters())})
     model.train()
-    for _ in range(steps):
-        texts = []
+    for step in range(steps):
+        prompt, texts = prompts[step % len(prompts)], []
         for _ in range(BATCH):
             reasoning = " ".join(draw.choices(WORDS, k=draw.randint(8, 20)))
             answer = draw.choice(["yes", "no"])

@@ -54,8 +54,10 @@ class Validation:
     def _look(self, trainer: Any, batch: KVBatchMeta) -> None:
         started = time.perf_counter()
         batch = _in_order(batch)
-        filled = upsample_batch_to_divisible_size(batch, trainer._n_workers(), trainer.tokenizer.eos_token_id)
         rollout = trainer.config.actor_rollout_ref.rollout
+        # Whole micro-batches on every rank.
+        each = 1 if rollout.log_prob_use_dynamic_bsz else rollout.log_prob_micro_batch_size_per_gpu
+        filled = upsample_batch_to_divisible_size(batch, trainer._n_workers() * each, trainer.tokenizer.eos_token_id)
         detail = trainer.sample_logger.of_validation
         request = make_request(trainer.realad.method_dict(), detail, answer=True)
         filled.extra_info[REQUEST_KEY] = request
