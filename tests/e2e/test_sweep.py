@@ -79,4 +79,4 @@ def check_point(run: dict, point: dict, number: int, folder: Path, sweep: dict) 
     for name, value in point.items():
         assert OmegaConf.select(config, name) == value, name
     # The metric that the sweep looks at is one of validation, and the recipe validates.
-    assert sweep["metric"]["name"] == "val/accuracy" and config.trainer.test_freq > 0
+    assert sweep["metric"]["name"] == "val/best" and config.realad.val.best and config.trainer.test_freq > 0

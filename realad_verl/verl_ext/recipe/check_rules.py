@@ -215,6 +215,20 @@ def one_checkpoint_is_none(s: Setup) -> Iterator[Problem]:
         yield Problem(key, 1, "a run that dies while saving would have no whole checkpoint left", "2 or more, or null")
 
 
+def best_step_is_validated_and_saved(s: Setup) -> Iterator[Problem]:
+    best = s.get("realad.val.best")
+    if best is None:
+        return
+    if s.get("trainer.test_freq", -1) <= 0:
+        key = "trainer.test_freq"
+        allowed = f"> 0: realad.val.best = {best} is a metric of validation, which never runs"
+        yield Problem(key, s.get(key), allowed, "trainer.test_freq=50, or realad.val.best=null")
+    key = f"{ACTOR}.checkpoint.async_save"
+    if s.get(key):
+        allowed = "the best step is kept as soon as it is validated, when its files may not be written yet"
+        yield Problem(key, True, allowed, f"{key}=false, or realad.val.best=null")
+
+
 def lora_has_no_hf_model(s: Setup) -> Iterator[Problem]:
     """verl saves it with PEFT's names: transformers finds none of them, and fills the model with random numbers."""
     key = f"{ACTOR}.checkpoint.save_contents"
@@ -243,5 +257,6 @@ ARITHMETIC: tuple[Rule, ...] = (
     temp_folder_is_short,
     outputs_are_shared,
     one_checkpoint_is_none,
+    best_step_is_validated_and_saved,
     lora_has_no_hf_model,
 )
