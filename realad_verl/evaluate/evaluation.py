@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from realad_verl.data.datasets import Dataset, Sample, get_dataset
+from realad_verl.data.decode import content_sha256
 from realad_verl.data.depth import Depth, find_depth
 from realad_verl.data.files import written
-from realad_verl.data.images import deep_extremes
-from realad_verl.data.manifest import file_sha256, read_hashes
+from realad_verl.data.images import UnreadableImage, deep_extremes, load_image
+from realad_verl.data.manifest import read_hashes
 from realad_verl.data.masks import MaskSetting
 from realad_verl.data.parallel import ordered_map
 from realad_verl.errors import UserError
@@ -169,7 +170,7 @@ class Evaluation:
         known = read_hashes(self.against)
         if not known:
             return
-        digests = ordered_map(lambda sample: file_sha256(sample.path), self.samples, _cores())
+        digests = ordered_map(self._digest, self.samples, _cores())
         found = [(s.id, known[d]) for s, d in zip(self.samples, digests, strict=True) if d in known]
         if found:
             raise UserError(
@@ -177,6 +178,13 @@ class Evaluation:
                 f"({found[0][1]}): their figures say nothing about images that the model has not seen. Evaluate other "
                 "images, or prepare the training data with --against of these."
             )
+
+    def _digest(self, sample: Sample) -> str | None:
+        """What a manifest knows an image by: its pixels at full size. None where it cannot be read."""
+        try:
+            return content_sha256(load_image(sample.path, self.depth))
+        except UnreadableImage:
+            return None
 
     def _done(self) -> set[str]:
         return {row["id"] for row in self.store.rows()}

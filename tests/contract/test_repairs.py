@@ -49,6 +49,14 @@ distributed.initialize_global_process_group_ray()
 """,
         "cpu:gloo,cpu:gloo",
     ),
+    "nested_flops": (
+        """
+from transformers import Glm4vConfig
+from verl.utils.flops_counter import FlopsCounter
+FlopsCounter(Glm4vConfig()).estimate_flops([100, 200], 1.0)
+""",
+        "hidden_size",
+    ),
     "no_image": (
         """
 import torch

@@ -13,7 +13,15 @@ import importlib
 
 from wrapt import register_post_import_hook
 
-EVERYWHERE = ("no_image", "any_processor", "processor_once", "merged_root", "logger_flush", "saved_weights")
+EVERYWHERE = (
+    "no_image",
+    "any_processor",
+    "processor_once",
+    "merged_root",
+    "logger_flush",
+    "saved_weights",
+    "nested_flops",
+)
 ON_CPU = ("vllm_version", "loopback_store", "gloo_process_group", "fsdp_engines_on_cpu")
 IN_VLLM_ON_CPU = ("vllm_live_weights", "vllm_fork_workers")
 # Called by the worker on each batch, so it patches nothing and has no TARGET.
