@@ -129,8 +129,12 @@ def _curve_lines(runs: Sequence[Run], level: str, curve: str) -> list[tuple[str,
     return lines
 
 
+VALIDATION = ("val/image_auroc", "val/image_ap", "val/jaccard_auroc", "val/well_formed")
+LABELS = {"val/image_auroc": "image AUROC", "val/image_ap": "image AP", "val/jaccard_auroc": "AUROC of J"}
+
+
 def training_figures(runs: Sequence[Run]) -> list[Markup]:
-    """One figure for each figure that was logged by class (``<group>/<name>/<normal|anomalous>``), and one of times."""
+    """A figure for each that was logged by class (``<group>/<name>/<normal|anomalous>``), of validations and of times."""
     trained = [run for run in runs if run.steps]
     keys = {key for run in trained for step in run.steps for key in step}
     names = sorted({k.rsplit("/", 1)[0] for k in keys if k.rsplit("/", 1)[-1] in ("normal", "anomalous")}, key=_order)
@@ -144,21 +148,27 @@ def training_figures(runs: Sequence[Run]) -> list[Markup]:
                     line = "-" if len(trained) == 1 else dashes
                     _plot_steps(axes, run.steps, f"{name}/{part}", label, colour, line)
             axes.set_xlabel("step")
+            axes.locator_params(axis="x", integer=True)
             axes.margins(y=0.12)
             axes.legend(loc="best")
         figures.append(out[0])
-    times = _time_keys(trained)
-    if times:
-        with _axes("Time, seconds a step") as (axes, out):
-            for j, key in enumerate(times):
-                for k, run in enumerate(trained):
-                    name = key.split("/", 1)[1].replace("_", " ")
-                    label = name if len(trained) == 1 else f"{run.name}, {name}"
-                    _plot_steps(axes, run.steps, key, label, SERIES[j], ("-", "--", ":", "-.")[k % 4])
-            axes.set(xlabel="step", ylim=(0, None))
-            axes.legend(loc="best")
-        figures.append(out[0])
-    return figures
+    validation = [key for key in VALIDATION if key in keys]
+    several = (("Validation", validation, {}), ("Time, seconds a step", _time_keys(trained), {"ylim": (0, None)}))
+    return figures + [_together(title, shown, trained, axis) for title, shown, axis in several if shown]
+
+
+def _together(title: str, keys: Sequence[str], runs: Sequence[Run], axis: dict[str, Any]) -> Markup:
+    """Several figures that were logged by step in one panel; a run more than one by its dashes."""
+    with _axes(title) as (axes, out):
+        for j, key in enumerate(keys):
+            for k, run in enumerate(runs):
+                name = LABELS.get(key, key.split("/", 1)[1].replace("_", " "))
+                label = name if len(runs) == 1 else f"{run.name}, {name}"
+                _plot_steps(axes, run.steps, key, label, SERIES[j], ("-", "--", ":", "-.")[k % 4])
+        axes.set(xlabel="step", **axis)
+        axes.locator_params(axis="x", integer=True)
+        axes.legend(loc="best")
+    return out[0]
 
 
 def _time_keys(runs: Sequence[Run]) -> list[str]:
@@ -190,6 +200,11 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _panel_title(name: str) -> str:
-    titles = {"evidence/jaccard": "Evidence: Jaccard J of regions"}
+    titles = {
+        "evidence/jaccard": "Evidence: Jaccard J of regions",
+        "val/jaccard": "Validation: Jaccard J of regions",
+        "val/accuracy": "Validation: accuracy",
+        "attention_loss": "Loss on the attention",
+    }
     group, _, rest = name.partition("/")
     return titles.get(name, f"{group.capitalize()}: {rest.replace('_', ' ').replace('/', ', ')}")
