@@ -134,7 +134,7 @@ LABELS = {"val/image_auroc": "image AUROC", "val/image_ap": "image AP", "val/jac
 
 
 def training_figures(runs: Sequence[Run]) -> list[Markup]:
-    """A figure for each that was logged by class (``<group>/<name>/<normal|anomalous>``), of validations and of times."""
+    """Each figure that was logged by class (``GROUP/NAME/<normal|anomalous>``), one of validations, one of times."""
     trained = [run for run in runs if run.steps]
     keys = {key for run in trained for step in run.steps for key in step}
     names = sorted({k.rsplit("/", 1)[0] for k in keys if k.rsplit("/", 1)[-1] in ("normal", "anomalous")}, key=_order)
