@@ -40,8 +40,12 @@ def keep_best(folder: Path, best: Best) -> Best:
     if (folder / "config.yaml").exists():
         shutil.copy2(folder / "config.yaml", made / "config.yaml")
     (made / MARK).write_text(json.dumps(asdict(best)))
-    shutil.rmtree(folder / BEST, ignore_errors=True)
+    old = folder / f".{BEST}.old"  # there is always one whole best on the disk
+    shutil.rmtree(old, ignore_errors=True)
+    if (folder / BEST).exists():
+        (folder / BEST).rename(old)
     made.rename(folder / BEST)
+    shutil.rmtree(old, ignore_errors=True)
     (folder / STEP).write_text(f"{best.step}\n")
     return best
 

@@ -119,7 +119,7 @@ class CGROMixin:
         value, best = metrics.get(f"val/{name}"), read_best(self.run_folder)
         if value is None:
             logger.warning("realad.val.best: this validation has no val/%s (both classes are needed)", name)
-        elif best is None or value > best.value:
+        elif best is None or best.metric != name or value > best.value:  # figures of two metrics cannot be compared
             if self._saved_step != self.global_steps:
                 self._save_checkpoint()
             best = keep_best(self.run_folder, Best(self.global_steps, name, value))
