@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from realad_verl.commands import options
-from realad_verl.commands.model_option import TINY, resolve_model
+from realad_verl.commands.model_option import model_or_tiny
 
 
 def evaluate(
@@ -76,9 +76,7 @@ def evaluate(
     from realad_verl.report.terminal import print_results
 
     options.read_method(method, calibration or "none")  # a mistake is told before anything is read
-    if model in (None, TINY):
-        typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
-    model = resolve_model(model if model is not None else TINY)
+    model = model_or_tiny(model)
     pixels = options.read_pixel_size(pixel_size)
     run = Evaluation(
         dataset=dataset,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from realad_verl.commands import options
-from realad_verl.commands.model_option import TINY, resolve_model
+from realad_verl.commands.model_option import model_or_tiny
 from realad_verl.errors import UserError
 
 
@@ -47,9 +47,7 @@ def localize(
     from realad_verl.localize import Localizer
 
     transformers.logging.disable_progress_bar()
-    if model in (None, TINY):
-        typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
-    folder = resolve_model(model if model is not None else TINY)
+    folder = model_or_tiny(model)
     localizer = Localizer.from_pretrained(
         folder,
         method=options.read_method(method, calibration, folder),

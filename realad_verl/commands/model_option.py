@@ -8,6 +8,13 @@ TINY = "tiny"
 HELP = "Model folder, hub id, run folder of `realad train` or its global_step_N, or tiny."
 
 
+def model_or_tiny(model: str | None) -> str:
+    """The folder or hub id of ``--model`` where it may be left out: then the shipped backbone, which stderr says."""
+    if model in (None, TINY):
+        typer.echo("note: the tiny backbone shows the path; it detects nothing on photographs. See --model.", err=True)
+    return resolve_model(model or TINY)
+
+
 def resolve_model(model: str) -> str:
     """The folder or hub id that ``model`` means.
 

@@ -99,6 +99,11 @@ BROKEN = [
     (PAPER, ["data.truncation=left"], ["data.truncation = 'left'", "image tokens", "error"]),
     (PAPER, ["data.max_prompt_length=256"], ["data.max_prompt_length = 256", "takes 225 tokens", "smaller images"]),
     (PAPER, [f"{MODEL}.path=./no_such_model"], ["model.path", "no config.json", "a hub id"]),
+    (
+        PAPER,
+        ["actor_rollout_ref.model.use_fused_kernels=true"],
+        ["use_fused_kernels = True", "makes no logits", "realad.val.evidence=false"],
+    ),
     (PAPER, ["realad.val.best=pixel_auroc"], ["realad.val.best", "image_auroc"]),
     (PAPER, ["realad.val.best=image_auroc", "trainer.test_freq=-1"], ["test_freq = -1", "never runs", "val.best=null"]),
     (PAPER, ["trainer.max_actor_ckpt_to_keep=1"], ["max_actor_ckpt_to_keep = 1", "dies while saving", "2 or more"]),

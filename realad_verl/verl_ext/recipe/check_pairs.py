@@ -206,6 +206,9 @@ def evidence_pairs(s: Setup) -> Iterator[Problem]:
         )
     if s.get(f"{MODEL}.use_fused_kernels"):
         yield Problem(f"{MODEL}.use_fused_kernels", True, "not tried with the read-out", "false", "warning")
+        if s.get("trainer.test_freq", -1) > 0 and s.get("realad.val.evidence", True):
+            allowed = "makes no logits, which P(yes) of validation (val/image_auroc) is read from"
+            yield Problem(f"{MODEL}.use_fused_kernels", True, allowed, "false, or realad.val.evidence=false")
 
 
 def backbone_is_known(s: Setup) -> Iterator[Problem]:

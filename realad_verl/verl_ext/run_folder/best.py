@@ -33,20 +33,24 @@ def read_best(folder: Path) -> Best | None:
 
 
 def keep_best(folder: Path, best: Best) -> Best:
-    """Keep the checkpoint of ``best.step``, which must be there, in place of the one kept before."""
-    name, made = f"global_step_{best.step}", folder / f".{BEST}"
-    shutil.rmtree(made, ignore_errors=True)
-    shutil.copytree(folder / name, made / name, copy_function=_link)
+    """Keep the checkpoint of ``best.step``, which must be there, in place of the one kept before.
+
+    ``best.json`` says which one counts, and is written when the new one is whole: a run that dies in between keeps the
+    one before.
+    """
+    kept, name = folder / BEST, f"global_step_{best.step}"
+    coming = kept / ".coming"
+    shutil.rmtree(coming, ignore_errors=True)
+    shutil.copytree(folder / name, coming, copy_function=_link)
+    shutil.rmtree(kept / name, ignore_errors=True)
+    coming.rename(kept / name)
     if (folder / "config.yaml").exists():
-        shutil.copy2(folder / "config.yaml", made / "config.yaml")
-    (made / MARK).write_text(json.dumps(asdict(best)))
-    old = folder / f".{BEST}.old"  # there is always one whole best on the disk
-    shutil.rmtree(old, ignore_errors=True)
-    if (folder / BEST).exists():
-        (folder / BEST).rename(old)
-    made.rename(folder / BEST)
-    shutil.rmtree(old, ignore_errors=True)
-    (folder / STEP).write_text(f"{best.step}\n")
+        shutil.copy2(folder / "config.yaml", kept / "config.yaml")
+    _write(kept / MARK, json.dumps(asdict(best)))
+    _write(folder / STEP, f"{best.step}\n")
+    for other in kept.glob("global_step_*"):
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
     return best
 
 
@@ -66,3 +70,10 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
+
+
+def _write(path: Path, text: str) -> None:
+    """Atomic: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,6 +1,7 @@
 """The best step is kept beside the others, replaced by a better one only, and found by `realad export --best`."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,25 @@ def test_the_rotation_does_not_reach_it(tmp_path):
     assert read_best(tmp_path) == Best(2, "image_auroc", 0.8)
     assert [path.name for path in (tmp_path / "best").glob("global_step_*")] == ["global_step_2"]
     assert (tmp_path / "best" / "config.yaml").read_text() == "a: 1\n"
+
+
+def test_a_death_on_the_way_keeps_the_one_before(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint(tmp_path, step)
+    keep_best(tmp_path, Best(1, "image_auroc", 0.7))
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        keep_best(tmp_path, Best(2, "image_auroc", 0.8))
+    monkeypatch.undo()
+    assert read_best(tmp_path) == Best(1, "image_auroc", 0.7)
+    assert (best_of(tmp_path) / "actor" / "model_world_size_1_rank_0.pt").read_bytes() == b"weights of 1"
+    assert (tmp_path / "best_step.txt").read_text() == "1\n"
+    keep_best(tmp_path, Best(2, "image_auroc", 0.8))
+    assert [path.name for path in (tmp_path / "best").glob("global_step_*")] == ["global_step_2"]
 
 
 def test_a_file_system_without_links(tmp_path, monkeypatch):
