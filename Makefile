@@ -50,7 +50,7 @@ bench: setup  ## every benchmark, JSON into benchmarks/results/
 
 # No set-up: whatever python of that machine holds torch, transformers, triton and pytest.
 GPU_PYTHON ?= python3
-GPU_TESTS := tests/unit/attention/test_triton_kernel.py tests/unit/attention/test_flash.py
+GPU_TESTS := tests/unit/attention
 
 gpu:  ## on a machine with one GPU: the gpu tests, then benchmarks/gpu.py into gpu.json; GPU_PYTHON=... says by which python
 	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest -q -m gpu $(GPU_TESTS)

@@ -4,10 +4,12 @@ Run: ``make gpu``, or ``python benchmarks/gpu.py [--out gpu.json]``; less than 8
 transformers and triton, nothing else of this project's stack. ``--device cpu --smoke`` runs the same code on small
 shapes anywhere: its times say nothing.
 
-- forward: n sequences of T tokens (packed and flash-attn where that is installed, else a batch and sdpa), all logits;
+- forward: n sequences of T tokens, all logits: a batch and sdpa, and packed, by flash-attn where that is installed and
+  by torch's own varlen attention else;
 - torch, triton: the same with the read-out on, R = 300 rows a sequence, 233 columns, by either kernel;
 - eager: attn_implementation "eager" with output_attentions, up to 4,096 tokens;
-- generate, read: generation of 64 tokens, and the same read as it runs (`attention.generation`).
+- generate, read: generation of 64 tokens, and the same read as it runs (`attention.generation`);
+- update: forward and backward with gradient checkpointing, without and with the loss on the attention.
 
 Times are medians by CUDA events, after a warm-up. Launches are those that the profiler sees of one forward. The rows
 of the two kernels are compared. Targets: read-out <= 1.05 of the forward, memory <= 1.02, <= 0.2 of eager's time at
@@ -19,9 +21,11 @@ import gc
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,8 +35,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs where the package is not installed
 
+from realad_verl.attention import flash_reference
 from realad_verl.attention.generation import reading_generation
+from realad_verl.attention.gradient_rows import gradient_reading
 from realad_verl.attention.readout import AttentionReadout, RowRequest
+from realad_verl.method.attention_loss import token_losses
 
 COLUMNS, ROWS, GENERATED = 15 * 15 + 8, 300, 64
 QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
@@ -54,6 +61,38 @@ def build_model(shapes: dict[str, int], device: torch.device) -> Any:
         torch.set_default_dtype(kept)
 
 
+def varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    **_: Any,
+) -> Any:
+    """torch's varlen attention by the arguments of flash-attn's; without windows and the like."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    return varlen_attn(q, k, v, *bounds, scale=softmax_scale, window_size=(-1, 0 if causal else -1))
+
+
+@contextmanager
+def packing(model: Any) -> Iterator[str]:
+    """The model by a kernel for packed sequences, whose name this gives."""
+    if find_spec("flash_attn") is not None:
+        model.set_attn_implementation("flash_attention_2")
+        yield "flash-attn"
+    else:
+        model.config._attn_implementation = "flash_attention_2"  # the setter would ask for the package
+        with flash_reference.as_flash_attention_2(varlen_function=varlen):
+            yield "torch varlen"
+    model.set_attn_implementation("sdpa")
+
+
 def inputs_of(model: Any, n: int, tokens: int, rows: int) -> tuple[dict[str, Tensor], list[RowRequest]]:
     """n sequences packed for flash-attn, or as a batch, and the last rows of each to columns at its front."""
     device, packed = model.device, model.config._attn_implementation == "flash_attention_2"
@@ -67,8 +106,8 @@ def inputs_of(model: Any, n: int, tokens: int, rows: int) -> tuple[dict[str, Ten
     return inputs, [RowRequest(row, offset, tokens, *wanted) for row, offset in places]
 
 
-def measure(call: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float | None]:
-    """Median milliseconds, peak MiB above what was there before, and launches."""
+def measure(call: Callable[[], Any], device: torch.device, rounds: int, count: bool = True) -> dict[str, float | None]:
+    """Median milliseconds, peak MiB above what was there before, and launches where they are to be counted."""
     call()
     times, peak, launches = [], None, None
     cuda = device.type == "cuda"
@@ -91,6 +130,7 @@ def measure(call: Callable[[], Any], device: torch.device, rounds: int) -> dict[
             times.append(1e3 * (time.perf_counter() - began))
     if cuda:
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    if cuda and count:  # of one forward: the profiler takes a minute over the events of a whole generation
         with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
             call()
         names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
@@ -147,22 +187,57 @@ def generation(model: Any, n: int, tokens: int, generated: int, rounds: int) -> 
             model.generate(**given)
         assert reading.read(wanted) is not None
 
-    plain = measure(lambda: model.generate(**given), model.device, rounds)
-    reads = measure(read, model.device, rounds)
+    plain = measure(lambda: model.generate(**given), model.device, rounds, count=False)
+    reads = measure(read, model.device, rounds, count=False)
     return {"sequences": n, "prompt": tokens, "generated": generated, "generate": plain, "read": reads,
             "over_generate": reads["ms"] / plain["ms"]}  # type: ignore[operator]  # fmt: skip
 
 
-def machine(device: torch.device, model: Any) -> dict[str, Any]:
+def update(model: Any, n: int, tokens: int, rows: int, rounds: int) -> dict[str, Any]:
+    """Forward and backward of n sequences with gradient checkpointing, without and with the loss on the attention."""
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs, requests = inputs_of(model, n, tokens, rows)
+    target = torch.full((1, len(requests[0].columns)), 1 / len(requests[0].columns), device=model.device)
+
+    def loss_of(logits: Tensor) -> Tensor:
+        predicted = logits[:, -rows - 1 : -1].flatten(0, 1).float()
+        return torch.nn.functional.cross_entropy(predicted, inputs["input_ids"][:, -rows:].flatten())
+
+    def plain() -> None:
+        loss_of(model(**inputs).logits).backward()
+        model.zero_grad()
+
+    def taught() -> None:
+        with gradient_reading(AttentionReadout(model), requests) as reading:
+            loss = loss_of(model(**inputs).logits)
+            (loss + token_losses(target, torch.cat(reading.log_rows())).mean()).backward()
+        model.zero_grad()
+
+    with torch.enable_grad():
+        steps = {"plain": plain, "taught": taught}
+        found = {name: measure(step, model.device, rounds, count=False) for name, step in steps.items()}
+    model.gradient_checkpointing_disable()
+    model.eval()
+    ratios = {key: _ratio(found["taught"][key], found["plain"][key]) for key in ("ms", "peak_mib")}
+    return {"tokens": tokens, "sequences": n, "rows": rows, **found, "taught_over_plain": ratios}
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
     import transformers
 
     found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    found |= {"attention": model.config._attn_implementation, "device": device.type, "card": None, "driver": None}
+    found |= {"device": device.type, "card": None, "driver": None}
     if device.type == "cuda":
         import triton
 
         found |= {"card": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "triton": triton.__version__}
-        found["driver"] = torch._C._cuda_getDriverVersion()
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
+        found["driver"] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     return found
 
 
@@ -175,28 +250,36 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=32768, help="larger packs are left out")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device, began = torch.device(arguments.device), time.perf_counter()
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device here: --device cpu --smoke shows that this runs, and nothing else")
     model = build_model(SMOKE if arguments.smoke else QWEN_7B, device)
-    if device.type == "cuda" and find_spec("flash_attn") is not None:
-        model.set_attn_implementation("flash_attention_2")
     lengths, rows = ((64, 128), 30) if arguments.smoke else ((1024, 4096, 16384), ROWS)
-    result: dict[str, Any] = {"machine": machine(device, model), "shapes": SMOKE if arguments.smoke else QWEN_7B}
-    result |= {"points": [], "generation": []}
+    result: dict[str, Any] = {"machine": machine(device), "shapes": SMOKE if arguments.smoke else QWEN_7B}
+    result |= {"points": [], "packed": [], "generation": [], "update": []}
+
+    def say(part: str, found: dict[str, Any]) -> None:
+        result[part].append(found)
+        seconds = time.perf_counter() - began
+        print(f"{seconds:.0f} s: {part}, {found['sequences']} sequences", file=sys.stderr)
+        if arguments.out:  # a run that is ended has left what it had
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
     for tokens in lengths:
-        for n in (1, 2, 4, 8):
+        for n in (1, 4, 8):
             if n * tokens <= arguments.most_tokens:
                 eager = n == 1 and tokens <= 4096
-                result["points"].append(point(model, n, tokens, rows, arguments.rounds, eager))
-                print(f"T = {tokens}, n = {n}: done", file=sys.stderr)
+                say("points", point(model, n, tokens, rows, arguments.rounds, eager))
+    for n in (1, 4):
+        say("update", update(model, n, 64 if arguments.smoke else 1024, rows, min(arguments.rounds, 3)))
+    if device.type == "cuda":
+        for n, tokens in ((4, 1024), (4, 4096)):
+            with packing(model) as kernel:
+                say("packed", {"kernel": kernel, **point(model, n, tokens, rows, arguments.rounds, False)})
     for n in (1, 8):
         size = (32, 8) if arguments.smoke else (512, GENERATED)
-        result["generation"].append(generation(model, n, *size, min(arguments.rounds, 3)))
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+        say("generation", generation(model, n, *size, min(arguments.rounds, 3)))
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

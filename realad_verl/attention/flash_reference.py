@@ -4,8 +4,9 @@ The signatures are those of flash-attn 2, any dtype and device are taken, and th
 and make the whole score matrix: nothing but tests should call them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +103,10 @@ def flash_attn_varlen_func(
 
 
 @contextmanager
-def as_flash_attention_2() -> Iterator[None]:
-    """Makes the reference transformers' flash_attention_2 kernel for the time of a test.
+def as_flash_attention_2(
+    function: Callable[..., Any] = flash_attn_func, varlen_function: Callable[..., Any] = flash_attn_varlen_func
+) -> Iterator[None]:
+    """Makes the reference, or other functions like flash-attn's, transformers' flash_attention_2 for a while.
 
     A model is switched by ``model.config._attn_implementation = "flash_attention_2"`` (and on its sub-configs):
     ``set_attn_implementation`` would ask for the flash-attn package.
@@ -112,12 +115,12 @@ def as_flash_attention_2() -> Iterator[None]:
     names += ("_process_flash_kwargs_fn", "_loaded_implementation")
     before = {name: getattr(flash_utils, name) for name in names}
     reference = (
-        flash_attn_func,
-        flash_attn_varlen_func,
+        function,
+        varlen_function,
         None,
         flash_utils._pad_input,
         flash_utils._unpad_input,
-        flash_utils._lazy_define_process_function(flash_attn_varlen_func),
+        flash_utils._lazy_define_process_function(varlen_function),
         "flash_attention_2",
     )
     try:

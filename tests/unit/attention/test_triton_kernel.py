@@ -31,8 +31,11 @@ def test_the_kernels_on_a_gpu():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 86, 90])
+@pytest.mark.parametrize("width", [80, 128, 256])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype):
+def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype, width, capability):
+    """And fit in the shared memory of its multiprocessors."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -42,15 +45,22 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype):
     numbers = dict.fromkeys(("n_rows", "n_columns", "left", "right"), "i32")
     positions = ("rows", "columns", "batches", "starts", "stops", "counts", "row_counts", "column_counts")
     types = {"query": f"*{dtype}", "key": f"*{dtype}", "mask": "*fp32", "lse": "*fp32", "sink": "*fp32"}
-    types |= {"result": "*fp32", "scale": "fp32", "softcap": "fp32", "weight": "fp32", **numbers}
+    types |= {"result": "*fp32", "scale": "fp32", "softcap": "fp32", **numbers}
     types |= dict.fromkeys(positions, "*i64")
-    constants = {"HEADS": 14, "SHARE": 7, "WIDTH": 80, "BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_D": 128}
+    block_d = triton.next_power_of_2(width)
+    rows, columns, launch = triton_kernel.block_sizes({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], block_d)
+    constants = {"HEADS": 14, "SHARE": 7, "PARTS": 2, "WIDTH": width, "stride_qd": 1, "stride_kd": 1}
+    constants |= {"BLOCK_M": rows, "BLOCK_R": rows, "BLOCK_C": columns, "BLOCK_D": block_d}
     for kernel in (triton_kernel._lse_kernel, triton_kernel._columns_kernel):
-        signature, fixed = {}, {}
-        for name in kernel.arg_names:
-            if name in types or name.startswith("stride"):
-                signature[name] = types.get(name, "i32")
-            else:
+        signature, fixed, aligned = {}, {}, {}
+        for i, name in enumerate(kernel.arg_names):
+            if name in constants or name.isupper():
                 signature[name], fixed[name] = "constexpr", constants.get(name, True)
-        source = ASTSource(kernel, signature, constexprs=fixed)
-        assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm
+                continue
+            signature[name] = types.get(name, "i32")  # strides
+            if name not in (*numbers, "scale", "softcap"):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(kernel, signature, constexprs=fixed, attrs=aligned)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+        assert "cubin" in compiled.asm
+        assert compiled.metadata.shared <= {80: 163, 86: 99, 90: 227}[capability] * 1024
