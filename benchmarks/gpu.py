@@ -106,10 +106,10 @@ def inputs_of(model: Any, n: int, tokens: int, rows: int) -> tuple[dict[str, Ten
     return inputs, [RowRequest(row, offset, tokens, *wanted) for row, offset in places]
 
 
-def measure(call: Callable[[], Any], device: torch.device, rounds: int, count: bool = True) -> dict[str, float | None]:
-    """Median milliseconds, peak MiB above what was there before, and launches where they are to be counted."""
+def measure(call: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float | None]:
+    """Median milliseconds, and peak MiB above what was there before."""
     call()
-    times, peak, launches = [], None, None
+    times, peak = [], None
     cuda = device.type == "cuda"
     if cuda:
         gc.collect()
@@ -130,12 +130,23 @@ def measure(call: Callable[[], Any], device: torch.device, rounds: int, count: b
             times.append(1e3 * (time.perf_counter() - began))
     if cuda:
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    if cuda and count:  # of one forward: the profiler takes a minute over the events of a whole generation
-        with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
-            call()
+    return {"ms": statistics.median(times), "peak_mib": peak}
+
+
+def launches(model: Any, n: int, tokens: int, rows: int) -> dict[str, Any]:
+    """How many kernels one forward launches, plain and read. Done last: a profiler slows what comes after it."""
+    inputs, requests = inputs_of(model, n, tokens, rows)
+    found: dict[str, int] = {}
+    for kernel in ("plain", "torch", "triton"):
+        readout = AttentionReadout(model, kernel="torch" if kernel == "plain" else kernel)
+        for _ in range(2):
+            with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+                with readout.reading([] if kernel == "plain" else requests) as reading:
+                    model(**inputs)
+                reading.rows()
         names = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
-        launches = sum(event.count for event in profile.key_averages() if event.key in names)
-    return {"ms": statistics.median(times), "peak_mib": peak, "launches": launches}
+        found[kernel] = sum(event.count for event in profile.key_averages() if event.key in names)
+    return {"tokens": tokens, "sequences": n, "rows": rows, **found}
 
 
 def point(model: Any, n: int, tokens: int, rows: int, rounds: int, with_eager: bool) -> dict[str, Any]:
@@ -187,8 +198,8 @@ def generation(model: Any, n: int, tokens: int, generated: int, rounds: int) -> 
             model.generate(**given)
         assert reading.read(wanted) is not None
 
-    plain = measure(lambda: model.generate(**given), model.device, rounds, count=False)
-    reads = measure(read, model.device, rounds, count=False)
+    plain = measure(lambda: model.generate(**given), model.device, rounds)
+    reads = measure(read, model.device, rounds)
     return {"sequences": n, "prompt": tokens, "generated": generated, "generate": plain, "read": reads,
             "over_generate": reads["ms"] / plain["ms"]}  # type: ignore[operator]  # fmt: skip
 
@@ -215,8 +226,7 @@ def update(model: Any, n: int, tokens: int, rows: int, rounds: int) -> dict[str,
         model.zero_grad()
 
     with torch.enable_grad():
-        steps = {"plain": plain, "taught": taught}
-        found = {name: measure(step, model.device, rounds, count=False) for name, step in steps.items()}
+        found = {name: measure(step, model.device, rounds) for name, step in (("plain", plain), ("taught", taught))}
     model.gradient_checkpointing_disable()
     model.eval()
     ratios = {key: _ratio(found["taught"][key], found["plain"][key]) for key in ("ms", "peak_mib")}
@@ -256,7 +266,7 @@ def main() -> None:
     model = build_model(SMOKE if arguments.smoke else QWEN_7B, device)
     lengths, rows = ((64, 128), 30) if arguments.smoke else ((1024, 4096, 16384), ROWS)
     result: dict[str, Any] = {"machine": machine(device), "shapes": SMOKE if arguments.smoke else QWEN_7B}
-    result |= {"points": [], "packed": [], "generation": [], "update": []}
+    result |= {"points": [], "packed": [], "generation": [], "update": [], "launches": []}
 
     def say(part: str, found: dict[str, Any]) -> None:
         result[part].append(found)
@@ -279,6 +289,8 @@ def main() -> None:
     for n in (1, 8):
         size = (32, 8) if arguments.smoke else (512, GENERATED)
         say("generation", generation(model, n, *size, min(arguments.rounds, 3)))
+    for n in (1, 4) if device.type == "cuda" else ():
+        say("launches", launches(model, n, 1024, rows))
     print(json.dumps(result, indent=1))
 
 
