@@ -15,6 +15,7 @@ S requests of equal numbers of columns, H query heads, G key heads, R rows (the 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from realad_verl.attention.calls import KernelCall, active_observer
 from realad_verl.attention.heads import of_heads
-from realad_verl.attention.layout import Placement, RowRequest, additive_mask
+from realad_verl.attention.layout import Placement, RowRequest
+from realad_verl.attention.pieces import Piece, cut, whole
 from realad_verl.attention.precision import full_precision
 from realad_verl.attention.readout import AttentionReadout, Reading
+from realad_verl.attention.rows import denominators, denominators_fused, fused_on
 
 HIDDEN = -1e30  # in place of -inf, whose gradient is NaN where a row sees no column at all
 TINY = 1e-30
@@ -65,6 +68,8 @@ class GradientReading(Reading):
         self._also_rows = also_rows
         self._calls: list[tuple[KernelCall, list[int]]] = []  # of each layer, with its chosen heads
         self._layers: list[dict[int, Tensor]] = []
+        self._made_groups: list[_Group] = []
+        self._grouped_for: list[Placement] | None = None
 
     def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
         yield from super().hooks()
@@ -111,56 +116,86 @@ class GradientReading(Reading):
 
     def _layer_rows(self, call: KernelCall, heads: list[int]) -> dict[int, Tensor]:
         """Log of one layer's rows by request, those of equal numbers of columns done together."""
-        placements = self._place(call)
+        groups = self._groups(call)
         if 0 < len(heads) < call.query_BHND.shape[1]:
             call = of_heads(call, heads)
-        counts = self._columns or [len(placement.columns) for placement in placements]
-        wanted = [placement.columns[:count] for placement, count in zip(placements, counts, strict=True)]
-        groups: dict[int, list[int]] = {}
-        for i, columns_C in enumerate(wanted):
-            groups.setdefault(len(columns_C), []).append(i)
         rows: dict[int, Tensor] = {}
-        for group in groups.values():
-            some = [placements[i] for i in group]
-            log_SRC = _rows_of(call, some, torch.stack([wanted[i] for i in group]), self._readout.max_bytes)
+        for group in groups:
+            log_SRC = self._rows_of(call, group)
             if not heads:
                 log_SRC = torch.full_like(log_SRC, HIDDEN)
-            rows |= dict(zip(group, log_SRC.unbind(), strict=True))
+            rows |= dict(zip(group.members, log_SRC.unbind(), strict=True))
         return rows
 
+    def _groups(self, call: KernelCall) -> list["_Group"]:
+        """The requests by their numbers of columns: made once for all layers of one kind."""
+        placements = self._place(call)
+        if self._grouped_for is not placements:
+            counts = self._columns or [len(placement.columns) for placement in placements]
+            groups: dict[int, list[int]] = {}
+            for i, count in enumerate(counts):
+                groups.setdefault(count, []).append(i)
+            self._made_groups = [_group(placements, some, count, call) for count, some in groups.items()]
+            self._grouped_for = placements
+        return self._made_groups
 
-def _rows_of(call: KernelCall, placements: list[Placement], columns_SC: Tensor, max_bytes: int) -> Tensor:
-    """[S, R, C]: log of the sum over heads of mass x share of each column. Short requests repeat their last row."""
-    device = columns_SC.device
-    batch_S1 = torch.tensor([placement.batch for placement in placements], device=device)[:, None]
-    longest = max(len(placement.rows) for placement in placements)
-    rows_SR = torch.stack([torch.cat([p.rows, p.rows[-1:].expand(longest - len(p.rows))]) for p in placements])
-    if call.weights_BHNN is not None:  # eager attention gives its own probabilities
-        index = (batch_S1[:, :, None], slice(None), rows_SR[:, :, None], columns_SC[:, None])
-        weights_SHRC = call.weights_BHNN[index].permute(0, 3, 1, 2)
-        return _recomputed(_head_sum, weights_SHRC.float().clamp(min=TINY).log(), None)
-    query_SHRD = call.query_BHND[batch_S1, :, rows_SR].transpose(1, 2)
-    key_SGCD = _relative(call.key_BGND[batch_S1, :, columns_SC].transpose(1, 2), _origin(call, placements, batch_S1))
-    with torch.no_grad():
-        bias = _bias(call, placements, rows_SR, columns_SC)
-        lse_SHR = _denominators(call, placements, rows_SR, max_bytes)
-    fixed: dict[str, Any] = {"bias": bias, "scale": call.scale, "softcap": call.softcap, "lse_SHR": lse_SHR}
-    return _recomputed(_layer, query_SHRD, key_SGCD, **fixed)
+    def _rows_of(self, call: KernelCall, group: "_Group") -> Tensor:
+        """[S, R, C]: log of the sum over heads of mass x share of each column."""
+        piece = group.whole
+        batch_S1, rows_SR, columns_SC = piece.batch_s[:, None], piece.rows_sr, piece.columns_sC
+        if call.weights_BHNN is not None:  # eager attention gives its own probabilities
+            index = (batch_S1[:, :, None], slice(None), rows_SR[:, :, None], columns_SC[:, None])
+            weights_SHRC = call.weights_BHNN[index].permute(0, 3, 1, 2)
+            return _recomputed(_head_sum, weights_SHRC.float().clamp(min=TINY).log(), None)
+        query_SHRD = call.query_BHND[batch_S1, :, rows_SR].transpose(1, 2)
+        # Relative to the first wanted key (see `rows`): a logit that all keys share changes no share, no mass and no
+        # gradient, but costs fp32 its last digits.
+        key_SGCD = call.key_BGND[batch_S1, :, columns_SC].transpose(1, 2)
+        key_SGCD = key_SGCD if call.softcap else key_SGCD.float() - key_SGCD[:, :, :1].detach().float()
+        with torch.no_grad():
+            bias, lse_SHR = piece.wanted_bias(call), self._denominators(call, group)
+        fixed: dict[str, Any] = {"bias": bias, "scale": call.scale, "softcap": call.softcap, "lse_SHR": lse_SHR}
+        return _recomputed(_layer, query_SHRD, key_SGCD, **fixed)
+
+    def _denominators(self, call: KernelCall, group: "_Group") -> Tensor:
+        """Log-sum-exp of the rows over every key in sight [S, H, R]."""
+        if fused_on(self._readout.kernel, call.query_BHND.device):
+            return denominators_fused(call, group.whole)
+        (heads, groups), width = (call.query_BHND.shape[1], call.key_BGND.shape[1]), call.key_BGND.shape[3]
+        if (heads, groups) not in group.pieces:
+            bound = (heads, groups, width, self._readout.max_bytes, call.query_BHND.device)
+            group.pieces[heads, groups] = cut(group.placements, *bound)
+        parts: dict[int, list[Tensor]] = {}  # by the first request of a piece: in order, as the group is sorted
+        for piece in group.pieces[heads, groups]:
+            parts.setdefault(piece.parts[0][0], []).append(denominators(call, piece))
+        return torch.cat([some[0] if len(some) == 1 else torch.cat(some, 2) for some in parts.values()])
 
 
-def _origin(call: KernelCall, placements: list[Placement], batch_S1: Tensor) -> Tensor | None:
-    """The first key in sight of each request [S, G, 1, D], what its keys are taken relative to (see `rows`).
+@dataclass(frozen=True)
+class _Group:
+    """Requests of equal numbers of columns, in a kernel's coordinates: what the layers of a forward share.
 
-    A logit that all keys share changes no share and no mass, and no gradient, but costs fp32 its last digits.
+    Attributes:
+        members: their numbers. placements: with rows repeated to those of the longest.
+        whole: all of them in one piece. pieces: by numbers of heads, those that their denominators are made in.
     """
-    if call.softcap:
-        return None
-    first_S1 = torch.tensor([placement.start for placement in placements], device=batch_S1.device)[:, None]
-    return call.key_BGND[batch_S1, :, first_S1].transpose(1, 2).detach().float()
+
+    members: list[int]
+    placements: list[Placement]
+    whole: Piece
+    pieces: dict[tuple[int, int], list[Piece]] = field(default_factory=dict)
 
 
-def _relative(key: Tensor, origin: Tensor | None) -> Tensor:
-    return key if origin is None else key.float() - origin
+def _group(placements: Sequence[Placement], some: list[int], count: int, call: KernelCall) -> _Group:
+    """In the order of `pieces.cut`: by the number of keys in sight."""
+    some = sorted(some, key=lambda i: placements[i].stop - placements[i].start)
+    longest = max(len(placements[i].rows) for i in some)
+    padded = []
+    for i in some:
+        rows = placements[i].rows
+        rows = torch.cat([rows, rows[-1:].expand(longest - len(rows))])
+        padded.append(replace(placements[i], rows=rows, columns=placements[i].columns[:count]))
+    return _Group(some, padded, whole(padded, call.key_BGND.shape[1], call.query_BHND.device)[0])
 
 
 def _recomputed(function: Callable[..., Tensor], *args: Tensor | None, **kwargs: Any) -> Tensor:
@@ -190,49 +225,6 @@ def _head_sum(logits_SHRC: Tensor, lse_SHR: Tensor | None) -> Tensor:
     if lse_SHR is not None:
         mass_SHR = mass_SHR - lse_SHR
     return (logits_SHRC.log_softmax(-1) + mass_SHR[..., None]).logsumexp(1)
-
-
-def _bias(call: KernelCall, placements: list[Placement], rows_SR: Tensor, columns_SC: Tensor) -> Tensor | None:
-    """What the kernel adds to the wanted logits [S, H or 1, R, C]; None where it hides nothing of them."""
-    one_by_one = [
-        additive_mask(call, placement.batch, rows_R, columns_C)
-        for placement, rows_R, columns_C in zip(placements, rows_SR, columns_SC, strict=True)
-    ]
-    if all(bias is None for bias in one_by_one):
-        return None
-    return torch.stack([bias for bias in one_by_one if bias is not None])
-
-
-def _denominators(call: KernelCall, placements: list[Placement], rows_SR: Tensor, max_bytes: int) -> Tensor:
-    """Log-sum-exp of the rows over every key in sight [S, H, R], the requests that share their keys together."""
-    shared: dict[tuple[int, int, int], list[int]] = {}
-    for i, placement in enumerate(placements):
-        shared.setdefault((placement.batch, placement.start, placement.stop), []).append(i)
-    heads, longest = call.query_BHND.shape[1], rows_SR.shape[1]
-    lse_SHR = torch.empty(len(placements), heads, longest, device=rows_SR.device)
-    for (batch, start, stop), some in shared.items():
-        keys_K = torch.arange(start, stop, device=rows_SR.device)
-        key_GKD = call.key_BGND[batch, :, start:stop]
-        at_once = max(1, max_bytes // (3 * 4 * heads * len(keys_K)))
-        parts = [
-            _denominator(call, batch, rows_r, key_GKD, keys_K) for rows_r in rows_SR[some].flatten().split(at_once)
-        ]
-        lse_SHR[some] = torch.cat(parts, 1).unflatten(1, (len(some), longest)).transpose(0, 1)
-    return lse_SHR
-
-
-def _denominator(call: KernelCall, batch: int, rows_R: Tensor, key_GKD: Tensor, keys_K: Tensor) -> Tensor:
-    """[H, R]"""
-    bias = additive_mask(call, batch, rows_R, keys_K)
-    query_HRD, origin_G1D = call.query_BHND[batch, :, rows_R], None if call.softcap else key_GKD[:, :1].float()
-    key_GKD = _relative(key_GKD, origin_G1D)
-    logits_HRK = _logits(query_HRD[None], key_GKD[None], call.scale, call.softcap, bias)[0]
-    if call.sink_H is not None:
-        sink_HR1 = call.sink_H.float()[:, None, None].expand(-1, len(rows_R), 1)
-        if origin_G1D is not None:
-            sink_HR1 = sink_HR1 - _logits(query_HRD[None], origin_G1D[None], call.scale, 0.0, None)[0]
-        logits_HRK = torch.cat([logits_HRK, sink_HR1], -1)
-    return logits_HRK.logsumexp(-1)
 
 
 def _sum_over_ranks(log_RC: Tensor, group: dist.ProcessGroup) -> Tensor:

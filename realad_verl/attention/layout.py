@@ -96,37 +96,3 @@ def _describe(request: RowRequest) -> str:
     return (
         f"the sequence at batch row {request.batch_row}, tokens {request.offset} to {request.offset + request.length},"
     )
-
-
-def additive_mask(call: KernelCall, batch: int, rows_R: Tensor, keys_K: Tensor) -> Tensor | None:
-    """What the kernel adds to the logits of some rows and keys: [H or 1, R, K] fp32, 0 visible, -inf hidden.
-
-    None if nothing is hidden. Keys of another packed sequence must not be among ``keys_K``.
-    """
-    visible = _visible(call, rows_R, keys_K)
-    if call.mask is None:
-        return None if visible is None else _minus_inf_where(~visible)[None]
-    mask = call.mask[min(batch, call.mask.shape[0] - 1)]
-    mask_XRK = mask[:, rows_R[:, None], keys_K[None, :]]
-    bias = _minus_inf_where(~mask_XRK) if mask_XRK.dtype == torch.bool else mask_XRK.float()
-    return bias if visible is None else bias.masked_fill(~visible, float("-inf"))
-
-
-def _minus_inf_where(hidden: Tensor) -> Tensor:
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
-
-
-def _visible(call: KernelCall, rows_R: Tensor, keys_K: Tensor) -> Tensor | None:
-    """[R, K] bool of the kernel's own causality and window; None if every key is visible."""
-    left, right = call.window
-    if call.causal:
-        right = 0 if right < 0 else min(right, 0)
-    if left < 0 and right < 0:
-        return None
-    back_RK = rows_R[:, None] - keys_K[None, :]  # how far the key lies before the query
-    visible = torch.ones_like(back_RK, dtype=torch.bool)
-    if right >= 0:
-        visible &= back_RK >= -right
-    if left >= 0:
-        visible &= back_RK <= left
-    return visible

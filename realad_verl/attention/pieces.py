@@ -54,6 +54,20 @@ class Piece:
         """The same as fp32 to add, whatever the kernel's own mask is."""
         return self._kept(call, self._added)
 
+    def wanted_bias(self, call: KernelCall) -> Tensor | None:
+        """[s, H or 1, r, C] fp32 to add to the logits of the wanted columns alone; None where none is hidden."""
+        made = self._kept(call, self._wanted_bias)
+        return made if made.numel() else None
+
+    def _wanted_bias(self, call: KernelCall) -> Tensor:
+        hidden = self._hidden(call, self.columns_sC)
+        mask = hidden[:, None] if call.mask is None else self._with_own(call, hidden, self.columns_sC)
+        if mask.dtype != torch.bool:
+            return mask
+        if not bool(mask.any()):
+            return torch.empty(0, 1, 0, 0, device=mask.device)
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
+
     def _kept(self, call: KernelCall, make: Callable[[KernelCall], Tensor]) -> Tensor:
         key = (id(call.mask), call.causal, call.window, make.__name__)
         if key not in self.masks:
@@ -72,21 +86,29 @@ class Piece:
         return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
 
     def _mask(self, call: KernelCall) -> Tensor:
-        keys_sK = self.keys_sK
-        along_K = torch.arange(keys_sK.shape[1], device=keys_sK.device)
-        hidden = (along_K >= (self.stop_s - self.start_s)[:, None])[:, None].expand(-1, self.rows_sr.shape[1], -1)
+        along_K = torch.arange(self.keys_sK.shape[1], device=self.keys_sK.device)
+        padding = (along_K >= (self.stop_s - self.start_s)[:, None])[:, None]
+        hidden = padding | self._hidden(call, self.keys_sK)
+        return hidden[:, None] if call.mask is None else self._with_own(call, hidden, self.keys_sK)
+
+    def _hidden(self, call: KernelCall, keys_sK: Tensor) -> Tensor:
+        """[s, r, K] bool: what the kernel's causality and window hide of some keys."""
         left, right = call.window
         if call.causal:
             right = 0
+        hidden = torch.zeros(*self.rows_sr.shape, keys_sK.shape[1], dtype=torch.bool, device=keys_sK.device)
         if left >= 0 or right >= 0:
             back_srK = self.rows_sr[:, :, None] - keys_sK[:, None]  # how far the key lies before the query
             if right >= 0:
                 hidden = hidden | (back_srK < -right)
             if left >= 0:
                 hidden = hidden | (back_srK > left)
-        hidden = hidden[:, None]
-        if call.mask is None:
-            return hidden
+        return hidden
+
+    def _with_own(self, call: KernelCall, hidden_srK: Tensor, keys_sK: Tensor) -> Tensor:
+        """[s, H or 1, r, K]: the kernel's own mask of some keys, and what is hidden anyway."""
+        assert call.mask is not None
+        hidden = hidden_srK[:, None]
         batch_s = self.batch_s.clamp(max=call.mask.shape[0] - 1)
         mask = call.mask[batch_s[:, None, None], :, self.rows_sr[:, :, None], keys_sK[:, None]].permute(0, 3, 1, 2)
         return hidden | ~mask if mask.dtype == torch.bool else mask.float().masked_fill(hidden, float("-inf"))

@@ -5,6 +5,7 @@ columns of a piece (`pieces`); g key heads and h query heads done at a time.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -22,6 +23,23 @@ def add_head_sum(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float)
     p = softmax over K of ``cap(q k^T * scale) + mask``, of which the wanted columns are kept. About a dozen kernels for
     a piece, whatever its number of requests (counted in tests/unit/attention/test_device.py).
     """
+    keys, at_sC = piece.keys_sK.shape[1], piece.wanted_sC
+    for logits_shrK in _logits(call, piece):
+        total_srK = logits_shrK.softmax(-1)[..., :keys].sum(1)
+        at_srC = at_sC[:, None].expand(-1, total_srK.shape[1], -1)
+        sum_srC.add_(total_srK.gather(2, at_srC), alpha=weight)
+
+
+def denominators(call: KernelCall, piece: Piece) -> Tensor:
+    """[s, H, r] log-sum-exp of the rows' logits over every key in sight.
+
+    Relative to the key of the first wanted column, as all logits here are (not under a soft cap).
+    """
+    return torch.cat([logits_shrK.logsumexp(-1) for logits_shrK in _logits(call, piece)], 1)
+
+
+def _logits(call: KernelCall, piece: Piece) -> Iterator[Tensor]:
+    """[s, h, r, K] logits of a few heads at a time; with attention sinks, theirs stands behind the keys'."""
     groups, share = call.key_BGND.shape[1], call.query_BHND.shape[1] // call.key_BGND.shape[1]
     mask_sXrK = piece.mask(call)
     for group in range(0, groups, piece.key_heads):
@@ -29,13 +47,11 @@ def add_head_sum(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float)
         h = slice(group * share, (group + piece.key_heads) * share)
         mask, sink_h = mask_sXrK if mask_sXrK.shape[1] == 1 else mask_sXrK[:, h], call.sink_H
         some = replace(call, query_BHND=call.query_BHND[:, h], key_BGND=call.key_BGND[:, g])
-        total_srK = _probabilities(some, piece, mask, None if sink_h is None else sink_h[h])
-        at_srC = piece.wanted_sC[:, None].expand(-1, total_srK.shape[1], -1)
-        sum_srC.add_(total_srK.gather(2, at_srC), alpha=weight)
+        yield _logits_of(some, piece, mask, None if sink_h is None else sink_h[h])
 
 
-def _probabilities(call: KernelCall, piece: Piece, mask_sXrK: Tensor, sink_h: Tensor | None) -> Tensor:
-    """[s, r, K] probabilities summed over the call's heads."""
+def _logits_of(call: KernelCall, piece: Piece, mask_sXrK: Tensor, sink_h: Tensor | None) -> Tensor:
+    """[s, h, r, K] of the call's heads."""
     (s, r), keys = piece.rows_sr.shape, piece.keys_sK.shape[1]
     heads, groups, width = call.query_BHND.shape[1], *call.key_BGND.shape[1::2]
     key_BNGD, batch_s1 = call.key_BGND.transpose(1, 2), piece.batch_s[:, None]
@@ -57,12 +73,12 @@ def _probabilities(call: KernelCall, piece: Piece, mask_sXrK: Tensor, sink_h: Te
     else:
         logits.add_(mask_sXrK)
     if sink_h is None:
-        return logits.softmax(-1).sum(1)
+        return logits
     sink_shr1 = sink_h.float().view(1, heads, 1, 1)
     if not call.softcap:
         shift = torch.bmm(query, origin_sgD1.float().flatten(0, 1)).view(s, heads, r, 1)
         sink_shr1 = sink_shr1 - shift * call.scale
-    return torch.cat([logits, sink_shr1.expand(s, heads, r, 1)], -1).softmax(-1)[..., :keys].sum(1)
+    return torch.cat([logits, sink_shr1.expand(s, heads, r, 1)], -1)
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -82,6 +98,13 @@ def add_fused(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float) ->
     from realad_verl.attention.triton_kernel import add_head_sum_triton
 
     add_head_sum_triton(sum_srC, call, piece, weight)
+
+
+def denominators_fused(call: KernelCall, piece: Piece) -> Tensor:
+    """`denominators` by the first of the Triton kernels."""
+    from realad_verl.attention.triton_kernel import denominators_triton
+
+    return denominators_triton(call, piece)
 
 
 def fused_on(kernel: str, device: torch.device) -> bool:

@@ -12,9 +12,9 @@ Small letters are blocks: m query heads x rows, r rows, c columns or keys, d hea
 """
 
 # A kernel takes plain numbers where its definition says constexpr.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -162,18 +162,52 @@ def _columns_kernel(
 
 def add_head_sum_triton(sum_srC: Tensor, call: KernelCall, piece: Piece, weight: float) -> None:
     """`rows.add_head_sum` in two launches and a sum; ``sum_srC`` [s, r, C] fp32."""
+    given = _given(call, piece)
+    lse_sHr = denominators_triton(call, piece, given)
+    (s, n_rows), n_columns, groups = piece.rows_sr.shape, piece.columns_sC.shape[1], call.key_BGND.shape[1]
+    block_r, block_c, launch = given.blocks
+    blocks = triton.cdiv(n_rows, block_r), triton.cdiv(n_columns, block_c)
+    parts = head_parts(groups, s * blocks[0] * blocks[1])
+    part_psrC = sum_srC.new_empty(parts, *sum_srC.shape)
+    _columns_kernel[(*blocks, s * parts)](
+        *given.at, piece.n_rows_s, piece.n_columns_s, given.mask, lse_sHr, part_psrC, *given.numbers, *given.sizes,
+        **given.options, **launch, PARTS=parts, BLOCK_R=block_r, BLOCK_C=block_c,
+    )  # fmt: skip
+    sum_srC.add_(part_psrC.sum(0), alpha=weight)
+
+
+def denominators_triton(call: KernelCall, piece: Piece, given: "_Given | None" = None) -> Tensor:
+    """`rows.denominators` in one launch; what lies behind a request's real rows is not set."""
+    given = given or _given(call, piece)
+    (s, n_rows), (heads, groups) = piece.rows_sr.shape, (call.query_BHND.shape[1], call.key_BGND.shape[1])
+    lse_sHr = torch.empty(s, heads, n_rows, dtype=torch.float32, device=call.query_BHND.device)
+    block_m, block_c, launch = given.blocks
+    sink = lse_sHr if call.sink_H is None else call.sink_H.float().contiguous()
+    _lse_kernel[(triton.cdiv(n_rows * (heads // groups), block_m), groups, s)](
+        *given.at, piece.stop_s, piece.n_rows_s, sink, given.mask, lse_sHr, *given.numbers, *given.sizes,
+        **given.options, **launch, HAS_SINK=call.sink_H is not None, BLOCK_M=block_m, BLOCK_C=block_c,
+    )  # fmt: skip
+    return lse_sHr
+
+
+class _Given(NamedTuple):
+    """What both kernels are given, in their order."""
+
+    at: tuple[Tensor, ...]
+    mask: Tensor
+    numbers: tuple[float, ...]
+    sizes: tuple[int, ...]
+    options: dict[str, Any]
+    blocks: tuple[int, int, dict[str, int]]
+
+
+def _given(call: KernelCall, piece: Piece) -> _Given:
     (heads, width), groups = call.query_BHND.shape[1::2], call.key_BGND.shape[1]
-    (s, n_rows), n_columns = piece.rows_sr.shape, piece.columns_sC.shape[1]
-    lse_sHr = torch.empty(s, heads, n_rows, dtype=torch.float32, device=sum_srC.device)
     # Causality and window are computed in place; a mask of the kernel's is cut to the rows once for all layers.
     mask = None if call.mask is None else piece.additive_mask(call)
-    masked: Any = lse_sHr if mask is None else mask
-    mask_strides = (
-        (0, 0, 0, 0) if mask is None else (mask.stride(0), mask.stride(1) * (mask.shape[1] > 1), *mask.stride()[2:])
-    )
-    sink = lse_sHr if call.sink_H is None else call.sink_H.float().contiguous()
-    numbers = (call.scale, call.softcap, call.window[0], 0 if call.causal else call.window[1])
-    sizes = (n_rows, n_columns, *call.query_BHND.stride(), *call.key_BGND.stride(), *mask_strides)
+    strides = (0, 0, 0, 0)
+    if mask is not None:
+        strides = (mask.stride(0), mask.stride(1) * (mask.shape[1] > 1), *mask.stride()[2:])
     options: dict[str, Any] = {
         "HEADS": heads,
         "SHARE": heads // groups,
@@ -184,20 +218,15 @@ def add_head_sum_triton(sum_srC: Tensor, call: KernelCall, piece: Piece, weight:
         "HAS_RIGHT": call.causal or call.window[1] >= 0,
         "BLOCK_D": max(16, triton.next_power_of_2(width)),
     }
-    block_r, block_c, launch = block_sizes(call.query_BHND.dtype, options["BLOCK_D"])
-    at = (call.query_BHND, call.key_BGND, piece.rows_sr, piece.columns_sC, piece.batch_s, piece.start_s)
-    _lse_kernel[(triton.cdiv(n_rows * options["SHARE"], block_r), groups, s)](
-        *at, piece.stop_s, piece.n_rows_s, sink, masked, lse_sHr, *numbers, *sizes,
-        **options, **launch, HAS_SINK=call.sink_H is not None, BLOCK_M=block_r, BLOCK_C=block_c,
-    )  # fmt: skip
-    blocks = triton.cdiv(n_rows, block_r), triton.cdiv(n_columns, block_c)
-    parts = head_parts(groups, s * blocks[0] * blocks[1])
-    part_psrC = sum_srC.new_empty(parts, *sum_srC.shape)
-    _columns_kernel[(*blocks, s * parts)](
-        *at, piece.n_rows_s, piece.n_columns_s, masked, lse_sHr, part_psrC, *numbers, *sizes,
-        **options, **launch, PARTS=parts, BLOCK_R=block_r, BLOCK_C=block_c,
-    )  # fmt: skip
-    sum_srC.add_(part_psrC.sum(0), alpha=weight)
+    n_rows, n_columns = piece.rows_sr.shape[1], piece.columns_sC.shape[1]
+    return _Given(
+        at=(call.query_BHND, call.key_BGND, piece.rows_sr, piece.columns_sC, piece.batch_s, piece.start_s),
+        mask=call.query_BHND if mask is None else mask,
+        numbers=(call.scale, call.softcap, call.window[0], 0 if call.causal else call.window[1]),
+        sizes=(n_rows, n_columns, *call.query_BHND.stride(), *call.key_BGND.stride(), *strides),
+        options=options,
+        blocks=block_sizes(call.query_BHND.dtype, options["BLOCK_D"]),
+    )
 
 
 def block_sizes(dtype: torch.dtype, block_d: int) -> tuple[int, int, dict[str, int]]:

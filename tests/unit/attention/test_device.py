@@ -1,10 +1,14 @@
 """What the read-out and the reduction would ask of a GPU, counted on a device that is not there."""
 
+import dataclasses
+
 import pytest
 import torch
 from pretend_device import DeviceMismatch, pretend
 
 from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.gradient_rows import GradientReading
+from realad_verl.attention.precision import full_precision
 from realad_verl.attention.readout import AttentionReadout, Reading, RowRequest
 from realad_verl.method.config import MethodConfig
 
@@ -77,6 +81,30 @@ def test_a_dozen_launches_a_layer_and_no_wait_after_the_first(kind, samples):
     for launches, waits in by_layer[1:]:
         assert launches <= (17 if kind == "sinks" else 12)
         assert waits == 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sinks"])
+def test_rows_with_a_gradient_launch_as_many_kernels_whatever_the_samples_and_wait_for_nothing_after_the_first(kind):
+    by_samples = {}
+    for samples in (1, 8):
+        by_layer = []
+        with pretend() as counts:
+            layers = Layers(kind, samples)
+            requests = [dataclasses.replace(request, columns=torch.arange(2, 20)) for request in layers.requests()]
+            reading = GradientReading(layers.readout, requests, None, None, False)
+            mask = layers.mask()
+            for layer in range(LAYERS):
+                reading._layer = layer
+                reading.saw(layers.call(mask))
+            with full_precision("cpu"):
+                while reading._calls:
+                    before = counts.launches.total(), counts.waits.total()
+                    reading._layers.append(reading._layer_rows(*reading._calls.pop(0)))
+                    by_layer.append((counts.launches.total() - before[0], counts.waits.total() - before[1]))
+        assert by_layer[1] == by_layer[2]
+        by_samples[samples] = by_layer[1]
+    assert by_samples[8][0] <= 28 and by_samples[8][0] - by_samples[1][0] <= 1
+    assert by_samples[8][1] == by_samples[1][1] == 0
 
 
 def test_rows_on_the_device_are_those_of_the_cpu():

@@ -130,3 +130,25 @@ def test_autocast_and_tf32_change_nothing(kernel):
         torch.set_float32_matmul_precision("highest")
     for got, want in zip(rows, means_over_layers(found), strict=True):
         assert (got.cpu() - want).abs().max() <= 3e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_window", "gemma3_text"])
+def test_rows_with_a_gradient_have_their_denominators(kind):
+    """Ragged requests: what lies behind a request's own rows reaches no gradient."""
+    from attention_models import causal_model, padded
+    from test_gradient_rows import gradients, loss_of, requests_for
+
+    from realad_verl.attention.gradient_rows import gradient_reading
+    from realad_verl.attention.readout import AttentionReadout
+
+    model, wanted = causal_model(kind).to(DEVICE), requests_for("left")
+    inputs = {name: value.to(DEVICE) for name, value in padded([12, 10], 12).items()}
+    found = {}
+    for kernel in ("torch", "triton"):
+        with gradient_reading(AttentionReadout(model, kernel=kernel), wanted) as reading:
+            model(**inputs, use_cache=False)
+        rows = [row.cpu() for row in reading.log_rows()]
+        found[kernel] = torch.cat([row.detach().flatten() for row in rows]), gradients(model, loss_of(rows))
+    assert (found["triton"][0] - found["torch"][0])[found["torch"][0] > -50].abs().max() <= 1e-5
+    for name, want in found["torch"][1].items():
+        assert (found["triton"][1][name] - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max())), name
