@@ -59,6 +59,9 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Refuse images that this prepared directory (or manifest.json) holds; may be repeated."),
     ] = None,
+    drop_overlap: Annotated[
+        bool, typer.Option("--drop-overlap", help="Leave the images of --against out instead of refusing.")
+    ] = False,
     references: Annotated[
         Path | None, typer.Option(help='Reference reasoning: JSON lines {"id": ..., "reasoning": ...}.')
     ] = None,
@@ -97,6 +100,7 @@ def evaluate(
         white=white,
         summary=SummaryConfig(pixels, predicted_normal, fpr_limit, threshold_from),  # type: ignore[arg-type]
         against=tuple(against or ()),
+        drop_overlap=drop_overlap,
         references=references,
         sbert_model=sbert_model,
         trust_remote_code=trust_remote_code,

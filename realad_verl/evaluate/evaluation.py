@@ -30,8 +30,8 @@ class Evaluation:
     """A model on a data set. The fields are the command's options; making one checks them and opens the store.
 
     ``split`` None: the data set's test split. ``image_size`` None: images as they are. ``shard``: "I/N", None for all.
-    ``against``: manifests of `realad prepare`, none of whose images may be among these. ``gpu_memory``: vLLM's share of
-    the device's memory.
+    ``against``: manifests of `realad prepare`, none of whose images may be among these; ``drop_overlap`` leaves those
+    that are out. ``gpu_memory``: vLLM's share of the device's memory.
     """
 
     dataset: str
@@ -52,6 +52,7 @@ class Evaluation:
     white: float | None = None
     summary: SummaryConfig = field(default_factory=SummaryConfig)
     against: tuple[Path, ...] = ()
+    drop_overlap: bool = False
     references: Path | None = None
     sbert_model: str | None = None
     trust_remote_code: bool = False
@@ -84,8 +85,14 @@ class Evaluation:
 
     @cached_property
     def in_split(self) -> list[Sample]:
-        """The images of the split."""
-        return list(self.source.of_split(self.everything, self.split or self.source.test_split))
+        """The images of the split, less those of ``against`` where these are dropped."""
+        samples = list(self.source.of_split(self.everything, self.split or self.source.test_split))
+        if not self.drop_overlap:
+            return samples
+        known = {sample.id for sample, _ in self._known(samples)}
+        if len(known) == len(samples):
+            raise UserError(f"--drop-overlap: all {len(samples)} images are among those of --against; none is left.")
+        return [sample for sample in samples if sample.id not in known]
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -152,6 +159,8 @@ class Evaluation:
         """Write and return results.json once every image of all shards has a row; None before."""
         extra |= {"dataset": self.dataset, "split": self.settings["split"], "limit": self.limit}
         extra |= {"settings": self.settings, "n_in_split": len(self.in_split)}
+        if self.drop_overlap:
+            extra["against"] = [written(path.resolve()) for path in self.against]
         extra |= found_files(self.source, self.root, self.everything, self.samples, self.store.rows())
         return finish(
             self.samples,
@@ -167,17 +176,22 @@ class Evaluation:
 
     def _refuse_known(self) -> None:
         """UserError where an image is, by its content, one of those in ``against``."""
+        found = [] if self.drop_overlap else self._known(self.samples)
+        if found:
+            (first, known_as), *_ = found
+            raise UserError(
+                f"--against: {len(found)} of {len(self.samples)} images were prepared for training, as {first.id} "
+                f"({known_as}): their figures say nothing about images that the model has not seen. Leave them out "
+                "with --drop-overlap, evaluate other images, or prepare the training data with --against of these."
+            )
+
+    def _known(self, samples: list[Sample]) -> list[tuple[Sample, str]]:
+        """Those that ``against`` holds, and as what."""
         known = read_hashes(self.against)
         if not known:
-            return
-        digests = ordered_map(self._digest, self.samples, _cores())
-        found = [(s.id, known[d]) for s, d in zip(self.samples, digests, strict=True) if d in known]
-        if found:
-            raise UserError(
-                f"--against: {len(found)} of {len(self.samples)} images were prepared for training, as {found[0][0]} "
-                f"({found[0][1]}): their figures say nothing about images that the model has not seen. Evaluate other "
-                "images, or prepare the training data with --against of these."
-            )
+            return []
+        digests = ordered_map(self._digest, samples, _cores())
+        return [(sample, known[d]) for sample, d in zip(samples, digests, strict=True) if d in known]
 
     def _digest(self, sample: Sample) -> str | None:
         """What a manifest knows an image by: its pixels at full size. None where it cannot be read."""

@@ -26,6 +26,10 @@ def test_trained_on_images_are_refused(tmp_path):
         Evaluation(root=tmp_path / "mixed", out=tmp_path / "run", **how)
     assert not (tmp_path / "run").exists()
     assert len(Evaluation(root=tmp_path / "new", out=tmp_path / "other", **how).samples) == 8
+    rest = Evaluation(root=tmp_path / "mixed", out=tmp_path / "rest", drop_overlap=True, **how)
+    assert len(rest.samples) == 4 and all(sample.label == 0 for sample in rest.samples)
+    with pytest.raises(UserError, match="--drop-overlap: all 8 images"):
+        Evaluation(root=tmp_path / "seen", out=tmp_path / "none", drop_overlap=True, **how)
 
 
 def test_the_command_says_it_and_needs_no_model(tmp_path):
