@@ -30,6 +30,16 @@ GLM4V = Backbone(
     beside=("visual",),
     keep_forward=("Glm4vModel", "Glm4vForConditionalGeneration", "Glm4vTextAttention"),
 )
-QWEN3_VL_MOE = Backbone("Qwen3-VL MoE", layout, beside=("visual",), not_run="its experts were never sent to vLLM")
+QWEN3_VL_MOE = Backbone(
+    "Qwen3-VL MoE",
+    layout,
+    beside=("visual",),
+    not_run="vLLM's CPU build packs experts once and takes no new ones: it needs a GPU",
+)
 QWEN3_5 = Backbone("Qwen3.5", layout, beside=("visual",), not_run="vLLM's kernel of its linear attention needs a GPU")
-GLM4V_MOE = Backbone("GLM-4.5V", layout, beside=("visual",), not_run="its experts were never sent to vLLM")
+GLM4V_MOE = Backbone(
+    "GLM-4.5V",
+    layout,
+    beside=("visual",),
+    not_run="vLLM's CPU build packs experts once and takes no new ones: it needs a GPU",
+)

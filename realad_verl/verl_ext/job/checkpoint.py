@@ -85,7 +85,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def is_run_or_checkpoint(path: Path) -> bool:
     """Whether a folder is what :func:`find_checkpoint` is for, whole or not, rather than a model folder."""
-    if not path.is_dir():
+    if not path.is_dir() or (path / "config.json").is_file():  # a model, as RUN/exported/global_step_N is
         return False
     folder = path.resolve()
     inside = folder.name == "actor" and STEP.fullmatch(folder.parent.name)

@@ -168,6 +168,7 @@ def test_model_run_is_exported_once(tmp_path, trained, capsys):
     assert folder == str(run / "exported" / "global_step_2") and "once" in capsys.readouterr().err
     made = (run / "exported" / "global_step_2" / "model.safetensors").stat().st_mtime_ns
     assert resolve_model(str(run / "global_step_2")) == folder and "once" not in capsys.readouterr().err
+    assert resolve_model(folder) == folder  # a model, whatever its name
     assert (run / "exported" / "global_step_2" / "model.safetensors").stat().st_mtime_ns == made
     shutil.rmtree(run / "global_step_2")
     checkpoint(run, trained)  # another run in the same folder
