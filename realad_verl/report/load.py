@@ -105,20 +105,30 @@ def _read_steps_into(steps: dict[int, dict[str, Any]], path: Path) -> None:
 
 
 def _sample_views(folder: Path, name: str) -> list[View]:
-    """Before and after: the first and the last step that left samples."""
-    # step_000010, or step_000010.1 for the second mini-batch of a step that has several.
-    folders = (folder / "samples").glob("step_*")
-    named = ((re.fullmatch(r"step_(\d+)(?:\.(\d+))?", path.name), path) for path in folders)
-    found = sorted((int(name[1]), int(name[2] or 0), path) for name, path in named if name)
-    chosen = found if len(found) < 2 else [found[0], found[-1]]
+    """Before and after: the first, the best and the last validation, which are of the same images; else steps."""
+    validated = _logged(folder, "validation")
+    if len(validated) > 1:
+        best = folder / "best_step.txt"
+        wanted = {validated[0][0], validated[-1][0], int(best.read_text()) if best.is_file() else -1}
+        chosen = [(f"{name}, validation at step {step}", path) for step, _, path in validated if step in wanted]
+    else:
+        steps = _logged(folder, "step")
+        steps = steps if len(steps) < 2 else [steps[0], steps[-1]]
+        chosen = [(f"{name}, step {step}", path) for step, _, path in steps]
     views = []
-    for step, _, path in chosen:
+    for title, path in chosen:
         rows: dict[str, dict[str, Any]] = {}
         for file in sorted(path.glob("*.json")):
             row = _sample_row(read_json(file), file)
             rows.setdefault(row["id"], row)  # of several responses to one image the first
-        views.append(View(f"{name}, step {step}", path, rows))
+        views.append(View(title, path, rows))
     return views
+
+
+def _logged(folder: Path, kind: str) -> list[tuple[int, int, Path]]:
+    """Folders of samples in order: step_000010, or step_000010.1 for the second of several mini-batches."""
+    found = ((re.fullmatch(kind + r"_(\d+)(?:\.(\d+))?", path.name), path) for path in (folder / "samples").glob("*"))
+    return sorted((int(name[1]), int(name[2] or 0), path) for name, path in found if name)
 
 
 def _sample_row(row: dict[str, Any], file: Path) -> dict[str, Any]:

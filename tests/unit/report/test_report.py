@@ -221,6 +221,14 @@ def test_samples_as_the_trainer_writes_them(tmp_path):
     write_json(folder / "01.json", {"id": "x"})
     with pytest.raises(UserError, match="lacks gt_label"):
         load_run(tmp_path / "run")
+    # Validations are of the same images each time: where there are two, they are what is shown, with the best between.
+    for step in (0, 5, 10, 15):
+        (validated := folder.parent / f"validation_{step:06d}").mkdir()
+        write_json(validated / "00.json", sample | {"jaccard": step / 20})
+    (tmp_path / "run" / "best_step.txt").write_text("5\n")
+    views = load_run(tmp_path / "run").views
+    assert [view.name for view in views] == [f"run, validation at step {step}" for step in (0, 5, 15)]
+    assert [view.rows["00"]["jaccard"] for view in views] == [0.0, 0.25, 0.75]
 
 
 def test_mistakes_are_named(runs, tmp_path):
