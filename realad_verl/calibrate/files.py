@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from realad_verl.calibrate.figures import Figures
 from realad_verl.calibrate.images import ImageReader, class_counts
 from realad_verl.calibrate.picture import Shown, draw
 from realad_verl.calibrate.run import Calibration
@@ -65,8 +66,25 @@ def summary(calibration: Calibration) -> dict[str, Any]:
         "grid": list(calibration.baseline.grid),
         "words_with_a_baseline": len(calibration.baseline.ids_V),
         "seconds": {name: round(value, 2) for name, value in calibration.seconds.items()},
+        "doubts": doubts(calibration.calibrated[1], choice.half_overlap),
         "method": calibration.method.to_dict(),
     }
+
+
+def doubts(calibrated: Figures, half_overlap: float) -> list[str]:
+    """Why this calibration may be worth nothing on other images; empty where its own images give no reason."""
+    found = []
+    if not calibrated.auroc_low > 0.5:  # or there is no J at all
+        found.append(
+            "even on the images that it was chosen on, J does not tell the classes apart "
+            f"(AUROC {calibrated.auroc:.3f}, 95 % from {calibrated.auroc_low:.3f}): heads and thresholds were fitted to "
+            "noise, and maps may get worse. Read without it, or teach the model these images first."
+        )
+    if half_overlap < 0.5:
+        found.append(
+            f"two halves of the images share {half_overlap:.0%} of their choice of heads: more images may settle it."
+        )
+    return found
 
 
 def rows(calibration: Calibration) -> list[tuple[str, str, str]]:

@@ -86,6 +86,8 @@ def calibrate(
         print(json.dumps({"out": str(out)} | content, indent=1))
     else:
         _print(rows(made), content, out)
+    for doubt in content["doubts"]:
+        typer.echo(f"warning: {doubt}", err=True)
 
 
 def _files(given: list[Path]) -> list[Path]:

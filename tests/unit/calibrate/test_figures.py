@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from realad_verl.calibrate.figures import Scored, auroc, auroc_interval, best_threshold, figures
+from realad_verl.calibrate.files import doubts
 from realad_verl.method.config import ConsistencyConfig
 
 NAN = float("nan")
@@ -53,3 +54,15 @@ def test_every_figure_by_hand():
 def test_no_evidence_at_all_is_said_with_none():
     found = figures(scored(np.full(J.shape, NAN)), ConsistencyConfig()).to_dict()
     assert found["auroc"] is None and found["no_evidence"] == 1.0 and found["reward_normal"] == 0.0
+
+
+def test_a_calibration_on_noise_is_doubted_and_one_on_a_signal_is_not():
+    rng = np.random.default_rng(0)
+    label_I = np.arange(80) % 2
+    right, formed = np.zeros((80, 4), bool), np.ones((80, 4), bool)
+    found = {}
+    for name, signal in (("noise", 0.0), ("signal", 0.3)):
+        jaccard_In = rng.uniform(0, 0.5, (80, 4)) + signal * label_I[:, None]
+        found[name] = figures(Scored(label_I, jaccard_In, right, formed, ~formed), ConsistencyConfig())
+    assert len(doubts(found["noise"], 0.25)) == 2 and "AUROC" in doubts(found["noise"], 0.25)[0]
+    assert doubts(found["signal"], 0.6) == []
