@@ -77,8 +77,8 @@ def doubts(calibrated: Figures, half_overlap: float) -> list[str]:
     if not calibrated.auroc_low > 0.5:  # or there is no J at all
         found.append(
             "even on the images that it was chosen on, J does not tell the classes apart "
-            f"(AUROC {calibrated.auroc:.3f}, 95 % from {calibrated.auroc_low:.3f}): heads and thresholds were fitted to "
-            "noise, and maps may get worse. Read without it, or teach the model these images first."
+            f"(AUROC {calibrated.auroc:.3f}, 95 % from {calibrated.auroc_low:.3f}): heads and thresholds were fitted "
+            "to noise, and maps may get worse. Read without it, or teach the model these images first."
         )
     if half_overlap < 0.5:
         found.append(
