@@ -65,15 +65,16 @@ def start(
     resume: bool = False,
     address: str | None = None,
     env: dict[str, str] | None = None,
+    recipe: str | None = None,
 ) -> subprocess.Popen:
-    """Start ``realad train`` on the local recipe, with ``env`` on top; stderr goes to ``<folder>.log``."""
+    """Start ``realad train`` on the local recipe or another, with ``env`` on top; stderr goes to ``<folder>.log``."""
     arguments = [
         f"data.train_files={data}/train.parquet",
         f"data.val_files={data}/val.parquet",
         f"trainer.default_local_dir={folder}",
         *overrides,
     ]
-    command = [*REALAD, "train", RECIPE, *arguments, *(["--resume"] if resume else [])]
+    command = [*REALAD, "train", recipe or RECIPE, *arguments, *(["--resume"] if resume else [])]
     cluster = ON_CLUSTER | {"RAY_ADDRESS": address} if address else {}
     env = environment() | {"REALAD_TEST_JOB": str(folder)} | cluster | (env or {})
     log = open(f"{folder}.log", "a")  # noqa: SIM115  (lives as long as the job)

@@ -15,6 +15,7 @@ from jobs import finish
 from PIL import Image
 from test_backbones import difference
 from test_faults import LIMIT, check_goes_on, start_and_wait
+from test_validation import NAMES as VALIDATION
 
 from realad_verl.method.config import MethodConfig
 from realad_verl.verl_ext.job.export import exported_once
@@ -60,7 +61,7 @@ def test_four_steps(train, tmp_path, prepared, hybrid):
     assert run.returncode == 0, run.stderr[-3000:]
     assert not run.left_over
     assert sorted(run.steps()) == list(range(1, STEPS + 1))
-    method = MethodConfig.from_dict(dict(compose_recipe(RECIPE).realad.method))
+    method = method_of(RECIPE)
     for step, values in run.steps().items():
         print(step, values["training/rollout_actor_probs_pearson_corr"], values["timing_s/update_weights"])
         # The first step's responses are pi_old's own; later ones come from weights that are a sync older.
@@ -71,6 +72,26 @@ def test_four_steps(train, tmp_path, prepared, hybrid):
         assert values["rollout/dropped"] == 0
     for step in range(2, STEPS + 1):
         check_evidence(run.folder, step, method)
+
+
+def test_validation_goes_through_the_evidence_pass(train, tmp_path, prepared):
+    """On a trainer and a rollout of their own: every figure, and evidence of the weights that the best step keeps."""
+    settings = (*SETTINGS, "trainer.total_training_steps=2", "trainer.test_freq=2", "realad.val.best=image_auroc")
+    run = train(tmp_path / "run", prepared, *settings, "actor_rollout_ref.hybrid_engine=false", limit=1500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not run.left_over
+    values = run.steps()[2]
+    assert set(VALIDATION) <= set(values) and "val/image_auroc" not in run.steps()[1]
+    assert values["val/best_step"] == 2 and (run.folder / "best_step.txt").read_text() == "2\n"
+    logged = sorted((run.folder / "samples" / "validation_000002").glob("*.json"))
+    reference = EagerReference(exported_once(run.folder / "best" / "global_step_2").out, method_of(RECIPE))
+    records = [(json.loads(path.read_text()), Image.open(path.with_suffix(".png"))) for path in logged]
+    assert len(records) >= 4
+    assert max(difference(record, image, reference) for record, image in records) <= TOLERANCE
+
+
+def method_of(recipe: str) -> MethodConfig:
+    return MethodConfig.from_dict(dict(compose_recipe(recipe).realad.method))
 
 
 def check_evidence(folder, step: int, method: MethodConfig) -> None:

@@ -3,14 +3,20 @@
 import gzip
 import json
 import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Stub:
-    """A server with one sweep: ``config`` its YAML, ``points`` the parameters of its runs in turn."""
+    """A server with one sweep: ``config`` its YAML, ``points`` the parameters of its runs in turn.
 
-    def __init__(self, config: str, points: list[dict]):
-        self.config, self.left, self.asked = config, list(enumerate(points)), []
+    Once ``stop`` says so, it asks the agent to stop what is running, at every heartbeat, as W&B does.
+    """
+
+    def __init__(self, config: str, points: list[dict], stop: Callable[[], bool] = lambda: False):
+        self.config, self.left, self.asked, self.stop = config, list(enumerate(points)), [], stop
+        self.stopped_at: float | None = None
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,7 +64,10 @@ class Stub:
     def _commands(self, variables: dict) -> list[dict]:
         running = json.loads(variables.get("runState") or "{}")
         if any(running.values()):
-            return []
+            if not self.stop():
+                return []
+            self.stopped_at = self.stopped_at or time.monotonic()
+            return [{"type": "stop", "run_id": run} for run, alive in running.items() if alive]
         if not self.left:
             return [{"type": "exit"}]
         number, point = self.left.pop(0)
