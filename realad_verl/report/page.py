@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -92,6 +92,8 @@ def render(runs: Sequence[Run], pictures: dict[str, Any], title: str) -> str:
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         scripts=[Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in SCRIPTS],
         runs=runs,
+        about=about(runs),
+        short_path=short_path,
         evaluated=evaluated,
         trained=[run for run in runs if run.steps],
         variants=variants,
@@ -162,6 +164,31 @@ def script_json(value: Any) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def about(runs: Sequence[Run]) -> list[str]:
+    """What each run is, in a line: data, images, model. Said once where it is the same of several runs."""
+    lines: dict[str, list[str]] = {}
+    for run in runs:
+        lines.setdefault(_about(run), []).append(run.name)
+    return [text if len(lines) == 1 else f"{', '.join(names)}: {text}" for text, names in lines.items()]
+
+
+def _about(run: Run) -> str:
+    if not run.results:
+        return f"training, {len(run.steps)} steps"
+    counts, whole = run.results["pooled"]["image"], run.results.get("n_in_split", 0)
+    data = [str(run.settings[key]) for key in ("dataset", "split") if run.settings.get(key)]
+    images = f"{counts['n_images']}{f' of {whole:,}' if whole > counts['n_images'] else ''} images"
+    parts = [", ".join(data) or "evaluation", f"{images}, {counts['n_anomalous_images']} anomalous"]
+    model = run.settings.get("model")
+    return " · ".join([*parts, short_path(str(model))] if model else parts)
+
+
+def short_path(text: str) -> str:
+    """An absolute path by its last three parts, anything else as it is: what lies above is of one machine."""
+    path = PurePath(text)
+    return f".../{'/'.join(path.parts[-3:])}" if path.is_absolute() and len(path.parts) > 4 else text
 
 
 def _settings_table(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

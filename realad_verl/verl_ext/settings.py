@@ -67,6 +67,7 @@ class RealadSettings:
     ``w_fmt``, ``w_acc``, ``w_cons`` weigh the parts of R_total (CGRO step 5; 1 each). ``evidence`` False switches the
     read-out off altogether: the run is then plain GRPO, and needs ``w_cons = 0``. ``deterministic`` seeds every
     response and fixes the order of the batch: on CPU, a rerun with the same seed gives the same rewards and weights.
+    (LoRA adapters are drawn by ``actor.fsdp_config.seed`` in any case.)
     ``poll_interval`` is how often, in seconds, the trainer looks for finished samples (verl's own: 2).
     ``attention_loss`` is a loss of ours on the attention, off by default.
     """

@@ -119,6 +119,7 @@ def build_engine(job: dict):
             mixed_precision=dtypes,
             ulysses_sequence_parallel_size=job.get("ulysses", 1),
             fsdp_size=job.get("fsdp_size", -1),
+            seed=job.get("seed", 42),
         ),
         optimizer_config=FSDPOptimizerConfig(lr=job.get("lr", 1e-3), total_training_steps=10),
         checkpoint_config=CheckpointConfig(**job.get("checkpoint", {})),
@@ -285,7 +286,7 @@ def attention_gradient(engine, samples: list[dict], flags: dict, job: dict) -> d
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    torch.manual_seed(0)
+    torch.manual_seed(job.get("drawn", 0))
     if job.get("packed"):
         install()
     result = run(job)

@@ -336,3 +336,17 @@ def test_a_layout_equals_one_rank(tmp_path, name):
     share = sum(int(m.sum()) for m in moved.values()) / sum(m.numel() for m in moved.values())
     print(f"{name}: {share:.2e} of the weights differ by more than 1e-5")
     assert share < 1e-3
+
+
+def test_adapters_are_those_of_the_seed_whatever_was_drawn_before(tmp_path):
+    """So a LoRA run can be repeated; another actor.fsdp_config.seed gives another one."""
+    after = []
+    for name, drawn, seed in (("one", 0, 42), ("two", 1, 42), ("other", 0, 43)):
+        (tmp_path / name).mkdir()
+        (result,) = run_ranks(
+            tmp_path / name, lora_rank=4, merge=True, evidence=False, update=True, drawn=drawn, seed=seed
+        )
+        after.append({key: value for key, value in result["weights"].items() if "lora_" in key})
+    one, two, other = after
+    assert len(one) > 10 and all(torch.equal(value, two[key]) for key, value in one.items())
+    assert any(not torch.equal(value, other[key]) for key, value in one.items())

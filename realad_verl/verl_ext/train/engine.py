@@ -115,6 +115,12 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         with families.own_forward(self._backbone, self.model_config.hf_config.model_type):
             return families.layers_to_wrap(super()._build_module())
 
+    def _build_lora_module(self, module):
+        # verl draws new adapters from whatever the process's generator holds: no two LoRA runs would be the same.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.engine_config.seed)
+            return super()._build_lora_module(module)
+
     def initialize(self):
         super().initialize()
         families.open_read_embeddings(self.module)

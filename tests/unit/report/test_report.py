@@ -12,11 +12,11 @@ from PIL import Image
 
 from realad_verl.errors import UserError
 from realad_verl.evaluate.compare import compare
-from realad_verl.evaluate.store import write_json
+from realad_verl.evaluate.store import read_json, write_json
 from realad_verl.report.gallery import badness, gallery, small_map
 from realad_verl.report.load import load_run, load_runs, read_steps, shown_settings
 from realad_verl.report.overlay import overlay
-from realad_verl.report.page import build_report, script_json
+from realad_verl.report.page import about, build_report, script_json, short_path
 from realad_verl.report.tables import HEADLINE, category_rows, comparison_headline, notes
 
 
@@ -269,3 +269,19 @@ def test_small_maps_and_overlay():
     picture = overlay(Image.new("RGB", (40, 30), (10, 200, 10)), grid)
     assert picture.size == (40, 30) and picture.getpixel((0, 0)) == (10, 200, 10)
     assert picture.getpixel((39, 29))[0] > 100
+
+
+def test_absolute_paths_are_shortened_and_said_once(runs, tmp_path):
+    assert short_path("/home/me/work/runs/mine/exported/global_step_20") == ".../mine/exported/global_step_20"
+    assert short_path("/data/model") == "/data/model" and short_path("Qwen/Qwen2.5-VL") == "Qwen/Qwen2.5-VL"
+    for name in ("a", "b"):
+        shutil.copytree(runs["r1"], tmp_path / name)
+        settings = read_json(tmp_path / name / "settings.json")
+        write_json(tmp_path / name / "settings.json", settings | {"model": "/home/me/secret/place/of/a/model"})
+    both = load_runs([tmp_path / "a", tmp_path / "b"])
+    assert len(about(both)) == 1 and about(both)[0].endswith(".../of/a/model")
+    both[1].settings["model"] = "Qwen/Qwen2.5-VL"
+    assert [line.split(":")[0] for line in about(both)] == ["a", "b"]
+    build_report([tmp_path / "a"], tmp_path / "r.html")
+    shown = Page((tmp_path / "r.html").read_text()).shown  # the download has it whole
+    assert ".../of/a/model" in shown and "/home/me" not in shown
