@@ -104,7 +104,7 @@ def render(runs: Sequence[Run], pictures: dict[str, Any], title: str) -> str:
         ],
         category_columns=CATEGORY,
         defects=[(run, defect_rows(run)) for run in evaluated],
-        notes=[(run, notes(run)) for run in evaluated],
+        notes=_notes(evaluated),
         curves=_curves(runs, variants),
         training=training_figures(runs),
         pictures=pictures,
@@ -164,6 +164,14 @@ def script_json(value: Any) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def _notes(evaluated: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Notes with the names of the runs that they hold for, once where they are the same."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for run in evaluated:
+        found.setdefault(tuple(notes(run)), []).append(run.name)
+    return [(", ".join(names) if len(found) > 1 else "", list(lines)) for lines, names in found.items()]
 
 
 def about(runs: Sequence[Run]) -> list[str]:

@@ -279,6 +279,8 @@ def test_absolute_paths_are_shortened_and_said_once(runs, tmp_path):
         settings = read_json(tmp_path / name / "settings.json")
         write_json(tmp_path / name / "settings.json", settings | {"model": "/home/me/secret/place/of/a/model"})
     both = load_runs([tmp_path / "a", tmp_path / "b"])
+    build_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    assert Page((tmp_path / "both.html").read_text()).shown.count("95 % intervals") == 1  # notes of both, said once
     assert len(about(both)) == 1 and about(both)[0].endswith(".../of/a/model")
     both[1].settings["model"] = "Qwen/Qwen2.5-VL"
     assert [line.split(":")[0] for line in about(both)] == ["a", "b"]
