@@ -117,14 +117,18 @@ class GradientReading(Reading):
     def _layer_rows(self, call: KernelCall, heads: list[int]) -> dict[int, Tensor]:
         """Log of one layer's rows by request, those of equal numbers of columns done together."""
         groups = self._groups(call)
+        rows: dict[int, Tensor] = {}
         if 0 < len(heads) < call.query_BHND.shape[1]:
             call = of_heads(call, heads)
-        rows: dict[int, Tensor] = {}
         for group in groups:
             log_SRC = self._rows_of(call, group)
             if not heads:
                 log_SRC = torch.full_like(log_SRC, HIDDEN)
             rows |= dict(zip(group.members, log_SRC.unbind(), strict=True))
+        for i, request in enumerate(self._requests):
+            if i not in rows:  # without a row or a column
+                count = len(request.columns) if self._columns is None else self._columns[i]
+                rows[i] = torch.zeros(len(request.queries), count, device=call.query_BHND.device)
         return rows
 
     def _groups(self, call: KernelCall) -> list["_Group"]:
@@ -134,7 +138,8 @@ class GradientReading(Reading):
             counts = self._columns or [len(placement.columns) for placement in placements]
             groups: dict[int, list[int]] = {}
             for i, count in enumerate(counts):
-                groups.setdefault(count, []).append(i)
+                if count and len(placements[i].rows):
+                    groups.setdefault(count, []).append(i)
             self._made_groups = [_group(placements, some, count, call) for count, some in groups.items()]
             self._grouped_for = placements
         return self._made_groups

@@ -97,6 +97,21 @@ def test_padded_flash_gradient_equals_eager(kind):
     assert_same(got, want)
 
 
+def test_a_request_of_nothing_gives_nothing_and_the_others_theirs():
+    model, inputs, requests = causal_model("qwen2"), padded(LENGTHS, WIDTH), requests_for("left")
+    nothing = [
+        dataclasses.replace(requests[0], queries=torch.tensor([], dtype=torch.long)),
+        dataclasses.replace(requests[1], columns=torch.tensor([], dtype=torch.long)),
+    ]
+    found = {}
+    for name, wanted in (("alone", requests), ("beside", [nothing[0], *requests, nothing[1]])):
+        with gradient_reading(AttentionReadout(model), wanted) as reading:
+            model(**inputs, use_cache=False)
+        found[name] = reading.log_rows()
+    assert [tuple(rows.shape) for rows in found["beside"]] == [(0, 3), (3, 3), (1, 3), (1, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(found["alone"], found["beside"][1:3], strict=True))
+
+
 def test_chosen_heads_alone_are_taught():
     model, inputs, requests = causal_model("qwen2"), padded(LENGTHS, WIDTH), requests_for("left")
     heads = [(0, 1), (2, 0), (2, 3)]
