@@ -12,12 +12,14 @@ Metrics, all of the attention loss's own maps M (baseline taken out) and under `
 | map_correlation            | mean pairwise correlation of the maps of different anomalous images                   |
 | label_auroc                | how well the map's peak tells anomalous from normal images                            |
 | alarm_collapse             | 1 where map_correlation > 0.9: every image gets the same map                          |
+| alarm_flat                 | 1 where the peak, mean of five steps, has halved since the first five                 |
 | alarm_self_confirmation    | 1 where the peak has doubled since the first steps and label_auroc has not risen      |
 
 `reward/format/mean` is the share of well-formed answers: the loss costs some.
 """
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,21 +155,26 @@ class Alarms:
 
     def __init__(self) -> None:
         self._first: list[tuple[float, float]] = []
+        self._peaks: deque[float] = deque(maxlen=FIRST_STEPS)
         self._warned: set[str] = set()
 
     def __call__(self, metrics: dict[str, float]) -> dict[str, float]:
         """The alarms of a step as metrics, 0 or 1."""
         peak, auroc = (metrics.get(f"attention_loss/{name}") for name in ("peak", "label_auroc"))
         collapse = metrics.get("attention_loss/map_correlation", 0.0) > COLLAPSE
-        confirming = False
+        confirming = flat = False
         if peak is not None and auroc is not None:
             if len(self._first) < FIRST_STEPS:
                 self._first.append((peak, auroc))
             first_peak, first_auroc = (_mean([pair[i] for pair in self._first]) for i in (0, 1))
+            self._peaks.append(peak)
             confirming = peak > 2 * first_peak and auroc <= first_auroc
+            flat = _mean(self._peaks) < first_peak / 2
         self._warn("collapse", collapse, "different images get nearly the same map")
         self._warn("self_confirmation", confirming, "targets sharpen, but tell the labels apart no better than before")
+        self._warn("flat", flat, "targets have become flat, and so becomes the attention: the maps see nothing here")
         return {
+            "attention_loss/alarm_flat": float(flat),
             "attention_loss/alarm_collapse": float(collapse),
             "attention_loss/alarm_self_confirmation": float(confirming),
         }

@@ -66,6 +66,18 @@ def test_targets_that_sharpen_without_telling_the_labels_apart_raise_the_alarm()
     assert worse["attention_loss/alarm_self_confirmation"] == 1.0
 
 
+def test_targets_that_become_flat_raise_the_alarm(caplog):
+    """As on images of which the read-out sees nothing: one low step is none."""
+    alarms = Alarms()
+    peaks = [0.03] * 5 + [0.01] + [0.03] * 4 + [0.016, 0.014, 0.012, 0.012, 0.012]
+    flat = [
+        alarms({"attention_loss/peak": peak, "attention_loss/label_auroc": 0.6})["attention_loss/alarm_flat"]
+        for peak in peaks
+    ]
+    assert flat == [0.0] * 14 + [1.0]
+    assert caplog.text.count("have become flat") == 1
+
+
 def test_vectors_travel_both_ways_within_4_kib():
     map_P = torch.rand(225)
     assert torch.equal(unpack_map(pack_map(map_P, (15, 15)))[0], map_P)
