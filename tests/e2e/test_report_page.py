@@ -304,9 +304,14 @@ def test_meanings_and_names_are_read_by_touch(tab, pages):
 
 
 def test_print_shows_the_figures_and_hides_the_controls(tab, pages):
-    tab.open(pages / "two.html")
+    tab.open(pages / "two.html", width=720)  # A4 within its margins
     tab.call("Emulation.setEmulatedMedia", media="print")
     try:
+        wide = (
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+            ".map(e => [e.closest('section').id, e.scrollWidth, e.clientWidth])"
+        )
+        assert tab.run(wide) == []  # paper does not scroll
         seen = "(s => getComputedStyle(document.querySelector(s)).display !== 'none')"
         assert not tab.run(f"{seen}('.filters')") and not tab.run(f"{seen}('.downloads')")
         assert tab.run(f"{seen}('.compare')")
