@@ -32,6 +32,7 @@ from PIL import Image
 
 from realad_verl.attention.eager_reference import mean_rows
 from realad_verl.attention.readout import AttentionReadout, RowRequest
+from realad_verl.backbones import backbone_for
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.procedural import ProceduralDefects
 from realad_verl.data.prompts import hf_messages, prompt_text
@@ -97,7 +98,7 @@ class EagerConsistency:
             builder.plan(torch.cat([p.input_ids, r]), len(p.input_ids), p.image, batch_row=i)
             for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
         ]
-        batch = collate(prompts, responses, tokenizer.pad_token_id, "right")
+        batch = collate(prompts, responses, tokenizer.pad_token_id, "right", backbone_for(self.model.config))
         requests = [plan.request for plan in plans if plan.request is not None]
         self.model.set_attn_implementation({"text_config": "eager"})
         output = self.model(**batch, output_attentions=True, use_cache=False)

@@ -212,6 +212,8 @@ class Localizer:
         with self.readout.reading(requests) as reading:
             positions = torch.tensor(wanted, device=self.model.device)
             logits_BKV = self.model(**batch, logits_to_keep=positions, use_cache=False).logits
+        if logits_BKV.shape[1] != len(wanted):  # a forward that takes the option and keeps all (MiniCPM-V)
+            logits_BKV = logits_BKV[:, positions]
         evidence = self.builder.reduce([s.plan for s in sequences], reading.rows())
         scores = [yes_share(logits_BKV[i, wanted.index(s.score_at)], self.answer_ids) for i, s in enumerate(sequences)]
         return [
@@ -241,7 +243,7 @@ class Localizer:
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
 
     def _batch(self, prompts: Sequence[PromptInputs], responses: Sequence[Tensor], side: Any) -> dict[str, Tensor]:
-        batch = collate(prompts, responses, self._pad_id, side, self.backbone.response_type)
+        batch = collate(prompts, responses, self._pad_id, side, self.backbone)
         moved = {key: value.to(self.model.device) for key, value in batch.items()}
         return {key: v.to(self.model.dtype) if v.is_floating_point() else v for key, v in moved.items()}
 

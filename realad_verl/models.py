@@ -19,7 +19,7 @@ SHARDS = "model_world_size_*_rank_*.pt"
 
 
 def load_model(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model, on the CPU, with sdpa attention, and its processor.
+    """The model, on the CPU, its language model with sdpa attention, and its processor.
 
     Raises UserError where it cannot be loaded, is of no known family, or lacks weights.
     """
@@ -32,7 +32,8 @@ def load_model(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = 
     try:
         backbone_for(AutoConfig.from_pretrained(model, **options))
         processor = AutoProcessor.from_pretrained(model, **options)
-        options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
+        attention = {"text_config": "sdpa"}  # a vision tower of convolutions (Gemma 3n) knows no sdpa
+        options |= {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
         both: Any = AutoModelForImageTextToText.from_pretrained(model, **options)
     except UserError:
         raise

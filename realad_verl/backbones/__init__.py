@@ -6,12 +6,13 @@ A family is one small file and an entry for each of its model types in ``BACKBON
 from typing import Any
 
 from realad_verl.backbones.base import Backbone, Prompt
-from realad_verl.backbones.gemma3 import GEMMA3, PALIGEMMA
+from realad_verl.backbones.gemma3 import GEMMA3, GEMMA3N, PALIGEMMA
 from realad_verl.backbones.gemma4 import GEMMA4
 from realad_verl.backbones.idefics import IDEFICS, SMOLVLM
 from realad_verl.backbones.internvl import INTERNVL
 from realad_verl.backbones.layout import ImageLayout, MultipleImagesError
 from realad_verl.backbones.llava_next import LLAVA_NEXT
+from realad_verl.backbones.minicpm import MINICPM
 from realad_verl.backbones.pixtral import PIXTRAL
 from realad_verl.backbones.qwen_vl import GLM4V, GLM4V_MOE, QWEN3_5, QWEN3_VL_MOE, QWEN_VL
 from realad_verl.errors import UserError
@@ -19,6 +20,7 @@ from realad_verl.errors import UserError
 # config.model_type -> family
 BACKBONES: dict[str, Backbone] = {
     "gemma3": GEMMA3,
+    "gemma3n": GEMMA3N,
     "gemma4": GEMMA4,
     "glm4v": GLM4V,
     "glm4v_moe": GLM4V_MOE,
@@ -27,6 +29,7 @@ BACKBONES: dict[str, Backbone] = {
     "llava": PIXTRAL,
     "llava_next": LLAVA_NEXT,
     "llava_onevision": LLAVA_NEXT,
+    "minicpmv4_6": MINICPM,
     "mistral3": PIXTRAL,
     "paligemma": PALIGEMMA,
     "qwen2_5_vl": QWEN_VL,

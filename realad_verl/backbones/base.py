@@ -45,6 +45,7 @@ class Backbone:
     beside the language model (vision encoder, projector), to keep LoRA off them. The rest is for families that need it:
 
     ``response_type``: the value of ``token_type_ids`` at response tokens, for processors that make them.
+    ``packed``: processor outputs that hold the images of a batch side by side along the last axis, not the first.
     ``both_ways``: image tokens see each other both ways, which the model is told by ``token_type_ids`` of 1 there.
     ``keep_forward``: transformers' classes whose forward verl replaces by one that does not fit.
     ``packages``: what its processor imports beyond transformers.
@@ -56,6 +57,7 @@ class Backbone:
     layout: Callable[[Tensor, Prompt], ImageLayout]
     beside: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     response_type: int = 0
+    packed: tuple[str, ...] = ()
     both_ways: bool = False
     keep_forward: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

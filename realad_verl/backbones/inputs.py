@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from realad_verl.backbones.base import Backbone
 from realad_verl.errors import UserError
 
 MAX_ASPECT = 100  # processors refuse narrower images (Qwen's at 200)
@@ -65,12 +66,9 @@ def collate(
     responses: Sequence[Tensor],
     pad_id: int,
     side: Literal["left", "right"],
-    response_type: int = 0,
+    backbone: Backbone,
 ) -> dict[str, Tensor]:
-    """One batch of the sequences prompt + response, padded on ``side``.
-
-    ``response_type``: what ``token_type_ids`` is for response tokens (Backbone.response_type).
-    """
+    """One batch of the sequences prompt + response, padded on ``side``."""
     lengths = [len(prompt.input_ids) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
 
     def padded(rows: list[Tensor], value: int) -> Tensor:
@@ -83,16 +81,22 @@ def collate(
         "attention_mask": padded([torch.ones(length, dtype=torch.long) for length in lengths], 0),
     }
     for key in prompts[0].token_types:
-        kind = response_type if key == "token_type_ids" else 0
+        kind = backbone.response_type if key == "token_type_ids" else 0
         extra = [torch.full((len(response),), kind) for response in responses]
         batch[key] = padded([torch.cat([p.token_types[key], more]) for p, more in zip(prompts, extra, strict=True)], 0)
     for key in prompts[0].image:
-        batch[key] = concatenated([prompt.image[key] for prompt in prompts])
+        batch[key] = batched(backbone, key, [prompt.image[key] for prompt in prompts])
     return batch
 
 
-def concatenated(tensors: Sequence[Tensor]) -> Tensor:
-    """Along the first axis; other axes are filled up with zeros (tiles and pixels that models leave out again)."""
+def batched(backbone: Backbone, key: str, tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor of the processor output ``key`` of several samples, as the model wants it.
+
+    Along the first axis; other axes are filled up with zeros (tiles and pixels that models leave out again). Along the
+    last where the family packs it (``Backbone.packed``).
+    """
+    if key in backbone.packed:
+        return torch.cat(list(tensors), dim=-1)
     shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     filled = []
     for tensor in tensors:

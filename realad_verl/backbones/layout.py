@@ -56,15 +56,21 @@ def _share(source: int, target: int) -> Tensor:
     return (ends - starts).clamp(min=0) * source
 
 
-def tiled_layout(columns: Tensor, tiles: tuple[int, int], tile_grid: tuple[int, int]) -> ImageLayout:
-    """The layout of ``tiles`` (rows, cols) row-major tiles of ``tile_grid`` tokens each, then one overview tile.
+def tiled_layout(
+    columns: Tensor, tiles: tuple[int, int], tile_grid: tuple[int, int], overview: tuple[int, int, int] | None = None
+) -> ImageLayout:
+    """The layout of ``tiles`` (rows, cols) row-major tiles of ``tile_grid`` tokens each, and an overview.
 
-    ``columns`` [(tile rows * tile cols + 1) * h * w] in sequence order.
+    ``columns``: all of them in sequence order. ``overview``: as in ``ImageLayout``; where it comes first, tiles begin
+    behind it. None: one more tile, behind the others.
     """
     (down, across), (h, w) = tiles, tile_grid
-    order = torch.arange(down * across * h * w).view(down, across, h, w)
+    count = down * across * h * w
+    rows, cols, first = overview or (h, w, count)
+    begin = 0 if first else rows * cols
+    order = torch.arange(begin, begin + count).view(down, across, h, w)
     cells = order.permute(0, 2, 1, 3).reshape(-1)  # tile row, row in tile, tile col, col in tile
-    return ImageLayout(columns, (down * h, across * w), cells, overview=(h, w, down * across * h * w))
+    return ImageLayout(columns, (down * h, across * w), cells, overview=(rows, cols, first))
 
 
 def square(n_tokens: int, what: str) -> tuple[int, int]:

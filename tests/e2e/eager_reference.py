@@ -49,7 +49,7 @@ class EagerReference:
         if plan.request is None:
             return self.builder.reduce([plan], [])[0], plan.reasoning
         backbone = backbone_for(self.model.config)
-        batch = collate([prompt], [response], self.processor.tokenizer.pad_token_id, "right", backbone.response_type)
+        batch = collate([prompt], [response], self.processor.tokenizer.pad_token_id, "right", backbone)
         if backbone.both_ways:  # not in vLLM's CPU attention, and so not in the actor on a CPU
             batch["token_type_ids"].zero_()
         attentions = self.model(**batch, output_attentions=True, use_cache=False).attentions

@@ -14,6 +14,7 @@ import transformers as hf
 from PIL import Image
 from tiny_family_models import MODELS
 
+from realad_verl.backbones import backbone_for
 from realad_verl.backbones.inputs import chat_text, collate, prepare
 from realad_verl.data.prompts import hf_messages
 
@@ -62,7 +63,7 @@ def teach(model: Any, processor: Any, seed: int, steps: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     shapes = [Image.fromarray(noise[:height, :width]) for height, width in SHAPES]
     prompts = [prepare(processor, chat_text(processor, hf_messages()), image) for image in shapes]
-    end = processor.tokenizer.eos_token
+    end, backbone = processor.tokenizer.eos_token, backbone_for(model.config)
     optimizer = torch.optim.AdamW(model.get_decoder().parameters(), lr=1e-2)
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         optimizer.add_param_group({"params": list(model.lm_head.parameters())})
@@ -74,7 +75,7 @@ def teach(model: Any, processor: Any, seed: int, steps: int) -> None:
             answer = draw.choice(["yes", "no"])
             texts.append(f"<think> {reasoning} </think><answer> {answer} </answer>{end}")
         responses = [torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-        batch = collate([prompt] * BATCH, responses, processor.tokenizer.pad_token_id, "right")
+        batch = collate([prompt] * BATCH, responses, processor.tokenizer.pad_token_id, "right", backbone)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, : len(prompt.input_ids)] = -100
         loss = model(**batch, labels=labels).loss

@@ -82,6 +82,16 @@ def tokenizer() -> Any:
         "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<|im_end|>",
+        # Names that only some processors ask for; any special token will do.
+        "audio_token": "<video>",
+        "boa_token": "<|vision_start|>",
+        "eoa_token": "<|vision_end|>",
+        "image_start_token": "<start_of_image>",
+        "image_end_token": "<end_of_image>",
+        "slice_start_token": "<row_1_col_1>",
+        "slice_end_token": "<row_1_col_2>",
+        "image_id_start_token": "<row_1_col_3>",
+        "image_id_end_token": "<row_1_col_4>",
     }
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained()),
@@ -200,6 +210,22 @@ def qwen3_5() -> Tiny:
     vision = {**DEEP_VISION, "num_position_embeddings": 64}
     config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **_image_ids())
     return Tiny(_model(hf.Qwen3_5ForConditionalGeneration, config), qwen3_vl().processor)
+
+
+def minicpmv4_6() -> Tiny:
+    text = qwen3_5().model.config.text_config
+    # The vision tower merges 2 x 2 patches after its first layer, the projector 2 x 2 of what is left.
+    vision = {**VISION_SIZES, "image_size": 112, "patch_size": 14}
+    ids = {"image_token_id": token_id("<image>"), "video_token_id": token_id("<video>")}
+    config = hf.MiniCPMV4_6Config(text_config=text.to_dict(), vision_config=vision, insert_layer_id=0, **ids)
+    sizes = {"scale_resolution": 112, "patch_size": 14}
+    processor = hf.MiniCPMV4_6Processor(
+        image_processor=hf.MiniCPMV4_6ImageProcessor(**sizes),
+        video_processor=hf.MiniCPMV4_6VideoProcessor(**sizes),
+        tokenizer=tokenizer(),
+        chat_template=_template("<image>"),
+    )
+    return Tiny(_model(hf.MiniCPMV4_6ForConditionalGeneration, config), processor)
 
 
 def glm4v_moe() -> Tiny:
@@ -339,6 +365,30 @@ def gemma3() -> Tiny:
     return Tiny(_model(hf.Gemma3ForConditionalGeneration, config), processor)
 
 
+def gemma3n() -> Tiny:
+    text = _text(head_dim=8, sliding_window=16, hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=1)
+    text |= {"vocab_size_per_layer_input": text["vocab_size"]}
+    layer_types = ["sliding_attention", "full_attention", "full_attention"]
+    audio = {"hidden_size": 16, "conf_num_hidden_layers": 1, "conf_num_attention_heads": 2}
+    config = hf.Gemma3nConfig(
+        text_config=text | {"layer_types": layer_types},
+        # Of timm's architectures the smallest without attention over the whole image: 32 x 32 pixels a token.
+        vision_config={"architecture": "test_resnet", "hidden_size": 96, "vocab_offset": text["vocab_size"]},
+        audio_config=audio | {"sscp_conv_channel_size": (4, 4), "vocab_offset": text["vocab_size"] + 128},
+        vision_soft_tokens_per_image=25,
+        image_token_id=token_id("<image>"),
+        audio_token_id=token_id("<video>"),
+    )
+    processor = hf.Gemma3nProcessor(
+        feature_extractor=hf.Gemma3nAudioFeatureExtractor(),
+        image_processor=hf.SiglipImageProcessor(size={"height": 160, "width": 160}),
+        tokenizer=tokenizer(),
+        image_seq_length=25,
+        chat_template=_template("<image>"),
+    )
+    return Tiny(_model(hf.Gemma3nForConditionalGeneration, config), processor)
+
+
 def paligemma() -> Tiny:
     config = hf.PaliGemmaConfig(
         text_config=hf.GemmaConfig(**_text(head_dim=8)),
@@ -430,6 +480,7 @@ def _model(model_class: type, config: Any, seed: int = 0) -> Any:
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "gemma3": gemma3,
+    "gemma3n": gemma3n,
     "gemma4": gemma4,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
@@ -438,6 +489,7 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "llava": llava_pixtral,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "minicpmv4_6": minicpmv4_6,
     "mistral3": mistral3,
     "paligemma": paligemma,
     "qwen2_5_vl": qwen2_5_vl,

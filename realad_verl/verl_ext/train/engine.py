@@ -132,7 +132,7 @@ class EvidenceEngine(FSDPEngineWithLMHead):
         # verl concatenates features of one size only.
         model_inputs, output_args = super().prepare_model_inputs(micro_batch.exclude("multi_modal_inputs"))
         ids = model_inputs["input_ids"]
-        model_inputs |= families.collate_features([wire.payload(item) for item in inputs], ids.device)
+        model_inputs |= families.collate_features(self._backbone, [wire.payload(item) for item in inputs], ids.device)
         model_inputs |= families.token_types(self._backbone, self.model_config.hf_config, ids)
         return model_inputs, output_args
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from realad_verl.attention.sites import Site, read_flash
 from realad_verl.backbones import Backbone, backbone_for
 from realad_verl.backbones.base import image_token_id
-from realad_verl.backbones.inputs import bos_once, concatenated, prepare
+from realad_verl.backbones.inputs import batched, bos_once, prepare
 from realad_verl.errors import UserError
 from realad_verl.verl_ext.train.weights import base_model
 
@@ -69,14 +69,16 @@ class PlainPrompts:
         return await self._client.generate(prompt_ids=self._plain_ids, **kwargs)
 
 
-def collate_features(samples: Sequence[Mapping[str, Tensor] | None], device: torch.device) -> dict[str, Tensor]:
-    """The features of a micro-batch: along the first axis; tiles and pixels of different sizes are filled up."""
+def collate_features(
+    backbone: Backbone, samples: Sequence[Mapping[str, Tensor] | None], device: torch.device
+) -> dict[str, Tensor]:
+    """The features of a micro-batch, put together as the model wants them."""
     found: dict[str, list[Tensor]] = {}
     for sample in samples:
         for key, value in (sample or {}).items():
             if value is not None and key not in ALONG_TOKENS:
                 found.setdefault(key, []).append(torch.as_tensor(value))
-    return {key: concatenated(values).to(device) for key, values in found.items()}
+    return {key: batched(backbone, key, values).to(device) for key, values in found.items()}
 
 
 def token_types(backbone: Backbone, config: Any, input_ids: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from realad_verl.backbones import BACKBONES, backbone_for
 from realad_verl.data.prompts import hf_messages
 
 SIZES = [(120, 90), (60, 210)]  # width, height
+TILED = (260, 190)  # two tiles each way, where a family has tiles
 
 
 @pytest.fixture(scope="module", params=sorted(tiny_models.FAMILIES))
@@ -63,7 +64,7 @@ def test_beside_names_all_linears_but_the_language_models(tiny):
     assert set(beside) <= modules
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, TILED], ids=str)
 def test_bright_patch_lights_up_its_cell(tiny, size):
     width, height = size
     noise = np.random.default_rng(0).integers(60, 100, (height, width, 3), dtype=np.uint8)
@@ -96,10 +97,10 @@ def test_rows_equal_eager_attention(tiny, size):
         tiny.model(**outputs)
     rows = layout.project(reading.rows()[0])
 
-    tiny.model.set_attn_implementation("eager")
+    tiny.model.set_attn_implementation({"text_config": "eager"})
     with torch.no_grad():
         attentions = tiny.model(**outputs, output_attentions=True).attentions
-    tiny.model.set_attn_implementation("sdpa")
+    tiny.model.set_attn_implementation({"text_config": "sdpa"})
     mean = torch.stack(list(attentions)).mean(dim=(0, 2))[0]  # over layers and heads
     expected = layout.project(mean[queries][:, layout.columns])
     assert rows.shape == (12, layout.grid[0] * layout.grid[1])

@@ -41,6 +41,14 @@ def test_tiles_make_one_row_major_mosaic():
     assert layout.project(rows).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7]]
 
 
+def test_an_overview_may_come_first():
+    """An overview of 1 x 2, then 2 x 1 tiles of 1 x 2 tokens."""
+    layout = tiled_layout(torch.arange(6), tiles=(2, 1), tile_grid=(1, 2), overview=(1, 2, 0))
+    assert layout.grid == (2, 2) and layout.cells.tolist() == [2, 3, 4, 5]
+    # Each overview token covers the two cells of its column.
+    assert layout.project(torch.tensor([[2.0, 4, 1, 1, 1, 1]])).tolist() == [[2.0, 3.0, 2.0, 3.0]]
+
+
 def test_overview_is_shared_by_area():
     """An overview of 1 x 2 over a grid of 1 x 3: its left token covers cell 0 and half of cell 1, so 2/3 and 1/3."""
     layout = ImageLayout(torch.arange(5), (1, 3), cells=torch.arange(3), overview=(1, 2, 3))
@@ -125,3 +133,39 @@ def test_a_truncated_real_prompt_is_named(family):
     last = int(torch.nonzero(ids == config.image_token_id)[-1])
     with pytest.raises(UserError):
         backbone_for(config).image_layout(ids[:last], config, outputs, tiny.processor.tokenizer)
+
+
+MINICPM_PROMPT = "<start_of_image>{whole}<end_of_image>"
+
+
+def minicpm_layout(text, sizes):
+    config = SimpleNamespace(model_type="minicpmv4_6", image_token_id=IMAGE)
+    ids = torch.tensor(TOKENIZER.encode(text))
+    return BACKBONES["minicpmv4_6"].image_layout(ids, config, {"target_sizes": torch.tensor(sizes)}, TOKENIZER)
+
+
+def minicpm_prompt(rows, cols, per_slice=2, whole=2):
+    slices = ("<row_1_col_1>" + "<image>" * per_slice + "<row_1_col_2>") * cols
+    return MINICPM_PROMPT.format(whole="<image>" * whole) + "\n".join([slices] * rows) + "\nLook at it."
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2), (9, 1), (1, 9), (3, 3)])
+def test_minicpm_slices_lie_as_the_prompt_says(rows, cols):
+    """Slices of 8 x 4 patches, so of 2 x 1 tokens; the whole image of 4 x 8, so of 1 x 2."""
+    layout = minicpm_layout(minicpm_prompt(rows, cols), [[4, 8], *[[8, 4]] * (rows * cols)])
+    assert layout.grid == (2 * rows, cols) and layout.overview == (1, 2, 0)
+    grid = layout.cells.view(2 * rows, cols)
+    for row in range(rows):
+        for col in range(cols):
+            first = 2 + 2 * (row * cols + col)
+            assert grid[2 * row : 2 * row + 2, col].tolist() == [first, first + 1]
+
+
+def test_minicpm_modes_and_misfits():
+    small = MINICPM_PROMPT.format(whole="<image>" * 8)
+    assert minicpm_layout(small, [[4, 8]]).grid == (2, 4)  # the mode "4x": 2 x 2 patches a token
+    assert minicpm_layout(MINICPM_PROMPT.format(whole="<image>" * 2), [[4, 8]]).grid == (1, 2)
+    with pytest.raises(UserError, match="8 image tokens do not fit the 64 patches"):
+        minicpm_layout(small, [[8, 8]])
+    with pytest.raises(MultipleImagesError, match="2 images"):
+        minicpm_layout(small * 2, [[4, 8], [4, 8]])

@@ -31,7 +31,7 @@ def batch(localizer):
         RowRequest(i, 0, len(p.input_ids) + len(r), torch.arange(len(r)) + len(p.input_ids), torch.arange(3, 60))
         for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
     ]
-    return collate(prompts, responses, localizer.tokenizer.pad_token_id, "right"), requests
+    return collate(prompts, responses, localizer.tokenizer.pad_token_id, "right", localizer.backbone), requests
 
 
 def test_eager_rows_are_those_of_the_read_out(localizer, batch):
