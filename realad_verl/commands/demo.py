@@ -1,27 +1,25 @@
-"""``realad demo``: the whole path once, on this machine: images, evaluation, CGRO training, evaluation, report."""
+"""``realad demo``: the whole path once, on this machine: images, evaluation, calibration, CGRO, evaluation, report."""
 
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from realad_verl.commands import options
 from realad_verl.errors import UserError
 
-RECIPE = "local/cgro_tiny_cpu"
+if TYPE_CHECKING:
+    from realad_verl.report.load import Run
+
+PAID = "reward/consistency/anomalous"
 SIZE = 168  # what the tiny backbone was trained at, in pixels
-RESULTS = (
-    ("image ACC", "image", "image_acc"),
-    ("image AUROC", "image", "image_auroc"),
-    ("pixel AUROC", "pixel", "pixel_auroc"),
-    ("pixel AUPR", "pixel", "pixel_aupr"),
-    ("well-formed answers", "answers", "well_formed"),
-)
+# Figures of the closing lines, keys of realad_verl.report.tables.HEADLINE.
+SHOWN = ("image_acc", "image_auroc", "pixel_auroc", "pixel_aupr", "pixel_aupro", "jaccard_anomalous", "jaccard_normal")
 
 
 def demo(
@@ -30,13 +28,13 @@ def demo(
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 24,
     images: Annotated[int, typer.Option(help="Procedural images to train on.", min=16)] = 256,
-    test_images: Annotated[int, typer.Option(help="Images of each evaluation.", min=4)] = 64,
+    test_images: Annotated[int, typer.Option(help="Images of each evaluation.", min=4)] = 200,
     dataset: Annotated[
         str | None, typer.Option(help="Data set with train and test splits.", show_default="procedural images")
     ] = None,
     root: Annotated[Path | None, options.root_option()] = None,
 ) -> None:
-    """Train the tiny backbone with CGRO on Ray, verl, FSDP2 and vLLM on a CPU, evaluate before and after, compare."""
+    """Calibrate the tiny backbone, train it with CGRO on Ray, verl, FSDP2 and vLLM on a CPU, evaluate in between."""
     if (dataset is None) != (root is None):
         raise UserError("--dataset and --root go together. Give both, or neither for procedural images.")
     from realad_verl.data.datasets import get_dataset
@@ -61,15 +59,54 @@ def demo(
     run("preparing training data", "prepare", name, "--root", roots[0], "--out", data, *bounds, *split)
     test = [name, "--root", roots[1], "--limit", test_images, "--image-size", SIZE, "--max-new-tokens", 64]
     test += ["--engine", "transformers", "--device", "cpu"]
-    run("evaluating before", "evaluate", *test, "--model", tiny_model_dir(), "--out", folder / "before")
-    run("training with CGRO", "train", RECIPE, *_overrides(folder / "cgro", data, steps))
-    run("evaluating after", "evaluate", *test, "--model", folder / "cgro", "--out", folder / "after")
+    tiny, calibration, trained = tiny_model_dir(), folder / "calibration", folder / "cgro"
+    evaluated = [folder / "before", folder / "calibrated", folder / "after"]
+    run("evaluating before", "evaluate", *test, "--model", tiny, "--out", evaluated[0])
+    how = ["--engine", "transformers", "--images", 160, "--n", 4, "--max-new-tokens", 64, "--device", "cpu"]
+    run("calibrating", "calibrate", data / "train.parquet", "--model", tiny, "--out", calibration, *how)
+    on = ["--calibration", calibration]
+    run("evaluating calibrated", "evaluate", *test, "--model", tiny, *on, "--out", evaluated[1])
+    run("training with CGRO", "train", calibration / "calibration.yaml", *_overrides(trained, data, steps))
+    run("evaluating after", "evaluate", *test, "--model", trained, "--out", evaluated[2])
     page = folder / "report.html"
-    runs = [folder / "before", folder / "after", folder / "cgro"]
-    run("writing the report", "report", *runs, "--out", page, "--title", "realad demo")
+    run("writing the report", "report", *evaluated, trained, "--out", page, "--title", "realad demo")
+    _closing_lines(evaluated, trained)
     typer.echo(f"\nreport: {page}")
-    for line in result_lines(_pooled(folder / "before"), _pooled(folder / "after")):
+
+
+def _closing_lines(evaluated: list[Path], trained: Path) -> None:
+    """What the calibration changed, what the training changed, and whom the reward paid."""
+    from realad_verl.report.load import load_run
+
+    before, calibrated, after = (load_run(folder) for folder in evaluated)
+    typer.echo("\ncalibrated read-out, the same model and answers:")
+    for line in changes(before, calibrated):
         typer.echo(line)
+    typer.echo("\ntrained with CGRO, calibrated read-out:")
+    for line in changes(calibrated, after):
+        typer.echo(line)
+    paid = [step[PAID] for step in load_run(trained).steps if PAID in step]
+    if paid:
+        typer.echo(f"\nconsistency reward of anomalous images: paid to {100 * fmean(paid):.0f} % of their responses")
+
+
+def changes(first: "Run", second: "Run") -> list[str]:
+    """A line a figure on the images of both, in percent: first -> second, the difference, its paired 95 % interval."""
+    from realad_verl.evaluate.compare import compare
+    from realad_verl.report.tables import comparison_headline
+
+    runs, lines = [first, second], []
+    compared = compare([run.evaluated() for run in runs])
+    if compared.refused:
+        raise UserError(f"{first.name} and {second.name} are not compared: {compared.refused}.")
+    for entry in comparison_headline(runs, compared, "kept"):
+        old, new = entry["cells"]
+        if entry["key"] not in SHOWN or new["delta"] == "":
+            continue
+        noise = "  within noise" if new["verdict"] == "noise" else ""
+        values = f"{old['value']:>5} -> {new['value']:>5} %  {new['delta']:>6} {new['interval']}"
+        lines.append(f"  {entry['label']:<14} {values}{noise}")
+    return lines
 
 
 def _overrides(run: Path, data: Path, steps: int) -> list[str]:
@@ -81,23 +118,6 @@ def _overrides(run: Path, data: Path, steps: int) -> list[str]:
         f"trainer.total_training_steps={steps}",
         f"trainer.save_freq={steps}",
     ]
-
-
-def result_lines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Five figures in percent, before -> after training; a figure that does not exist is a dash."""
-
-    def percent(results: dict[str, Any], group: str, key: str) -> str:
-        value = results.get(group, {}).get(key)
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    return [
-        f"{label:<20} {percent(before, group, key):>5} -> {percent(after, group, key):>5} %"
-        for label, group, key in RESULTS
-    ]
-
-
-def _pooled(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())["pooled"]
 
 
 class _Steps:

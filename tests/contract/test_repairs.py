@@ -57,15 +57,15 @@ FlopsCounter(Glm4vConfig()).estimate_flops([100, 200], 1.0)
 """,
         "hidden_size",
     ),
-    "no_image": (
+    "padding_with_image": (
         """
 import torch
-from transformers import AutoModelForImageTextToText
-from verl.models.transformers import qwen2_vl
-model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).model
-qwen2_vl._get_input_embeds(model, torch.arange(1, 9)[None], None)
+from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
+source = {"prompts": torch.arange(9), "multi_modal_inputs": {"pixel_values": torch.ones(1)}}
+template, _ = construct_minimal_padding_template(source, {}, 0)
+assert template["multi_modal_inputs"], "no image in the padding"
 """,
-        "mean",
+        "no image in the padding",
     ),
     "position_ids": (
         """

@@ -9,12 +9,15 @@ import json
 import subprocess
 
 import jobs
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_families
 from eager_reference import EagerReference
-from test_backbones import RECIPES, check_step, images, overrides, scaled_down, select  # noqa: F401
+from test_backbones import BATCH, RECIPES, N, check_step, images, overrides, scaled_down, select  # noqa: F401
 
 from realad_verl.backbones import BACKBONES
+from realad_verl.data.rows import SCHEMA
 from realad_verl.method.config import MethodConfig
 from realad_verl.verl_ext.job.export import exported_once
 from realad_verl.verl_ext.recipe.compose import compose_recipe
@@ -59,3 +62,33 @@ def test_trained_resumed_and_exported(train, tmp_path, images, monkeypatch, reci
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "evaluated" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and not any(row.get("error") for row in rows)
+
+
+def test_dropped_responses_leave_no_rank_waiting(train, tmp_path, images, monkeypatch):  # noqa: F811
+    """A prompt that is too long costs its responses; what verl fills their places with is a micro-batch of its own.
+
+    Without an image in it one rank would not call the vision encoder, whose weights the other waits for.
+    """
+    tiny_families.write("internvl", tmp_path / "model")
+    monkeypatch.setattr(jobs, "RECIPE", str(scaled_down("backbones/internvl3_8b", tmp_path)))
+    rows = pq.read_table(images / "train.parquet").to_pylist()[: 2 * BATCH]
+    for row in rows[1::BATCH]:  # not the first, which is checked before the start
+        row["prompt"][0]["content"] += " again" * 900
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "val"):
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), data / f"{name}.parquet")
+    one = ("actor.ppo", "ref.log_prob", "rollout.log_prob")
+    given = [
+        *overrides(tmp_path / "model"),
+        *(f"actor_rollout_ref.{part}_micro_batch_size_per_gpu=1" for part in one),
+        "trainer.n_gpus_per_node=2",
+        "trainer.total_training_steps=2",
+        "realad.watchdog.phase_s=240",
+    ]
+    run = train(tmp_path / "run", data, *given, limit=1200)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert not run.left_over
+    steps = run.steps()
+    assert sorted(steps) == [1, 2]
+    assert sum(values["rollout/dropped"] for values in steps.values()) == 2 * N

@@ -10,7 +10,6 @@ import typer
 import yaml
 
 from realad_verl.cli import app
-from realad_verl.commands.demo import result_lines
 from realad_verl.method.config import MethodConfig
 from realad_verl.recipes_dir import list_recipes
 
@@ -109,14 +108,6 @@ def test_tests_named_as_proof_exist():
         assert (ROOT / path).is_file(), path
     for name in re.findall(r"\b(test_\w+)\b(?!\.py)", text):
         assert f"def {name}(" in source, name
-
-
-def test_lines_of_the_demo():
-    before = {"image": {"image_acc": 0.5, "image_auroc": None}, "pixel": {"pixel_auroc": 0.75}}
-    lines = result_lines(before, before | {"image": {"image_acc": 0.625}})
-    assert len(lines) == 5
-    assert lines[0].split()[-4:] == ["50.0", "->", "62.5", "%"]
-    assert lines[1].split()[-4:] == ["-", "->", "-", "%"]
 
 
 ROOMS = "attention|backbones|calibrate|calibration|commands|data|evaluate|evidence|localize|localize_files|method"

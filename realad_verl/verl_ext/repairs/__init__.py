@@ -14,7 +14,7 @@ import importlib
 from wrapt import register_post_import_hook
 
 EVERYWHERE = (
-    "no_image",
+    "padding_with_image",
     "any_processor",
     "processor_once",
     "merged_root",

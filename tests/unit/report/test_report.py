@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from conftest import HOSTILE
+from fabricated_runs import fabricate_evaluation
 from PIL import Image
 
+from realad_verl.commands.demo import changes
 from realad_verl.errors import UserError
 from realad_verl.evaluate.compare import compare
 from realad_verl.evaluate.store import read_json, write_json
@@ -287,3 +289,16 @@ def test_absolute_paths_are_shortened_and_said_once(runs, tmp_path):
     build_report([tmp_path / "a"], tmp_path / "r.html")
     shown = Page((tmp_path / "r.html").read_text()).shown  # the download has it whole
     assert ".../of/a/model" in shown and "/home/me" not in shown
+
+
+def test_lines_of_the_demo(tmp_path):
+    names = {"before": 0.2, "alike": 0.25, "after": 1.0}
+    folders = [fabricate_evaluation(tmp_path / name, 40, seed=3, skill=skill) for name, skill in names.items()]
+    before, alike, after = load_runs(folders)
+    found = {line.split("  ")[1]: line for line in changes(before, after)}
+    assert {"Image ACC", "Pixel AUROC", "AUPRO"} <= set(found) and "Image F1-max" not in found
+    right = [100 * run.results["macro_mean"]["image_acc"] for run in (before, after)]
+    line = found["Image ACC"]
+    assert line.split()[2:6] == [f"{right[0]:.1f}", "->", f"{right[1]:.1f}", "%"]
+    assert "noise" not in line and re.search(r"\[\+\d", line)
+    assert all(line.endswith("within noise") for line in changes(before, alike) if "Image" in line)
