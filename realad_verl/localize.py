@@ -31,6 +31,7 @@ from realad_verl.errors import UserError, bad_value
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.localization import Localization, TokenEvidence, localization
 from realad_verl.method.config import MethodConfig
+from realad_verl.method.labels import read_label
 from realad_verl.method.spans import answer_token, opened_spans, parse_response
 from realad_verl.models import load_model
 
@@ -131,6 +132,11 @@ class Localizer:
         prompts = [prepare(self.processor, self.text, load_image(image, self.depth)) for image in images]
         sampled = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
         return self._generate(prompts, **sampled)
+
+    def label_of(self, response_ids: Sequence[int]) -> int | None:
+        """What a sampled response answers: 1 anomalous, 0 normal, None where there is no such answer."""
+        text = self.tokenizer.decode(list(response_ids), skip_special_tokens=True)
+        return read_label(parse_response(text, self.method.spans).answer)
 
     def explain(self, images: Sequence[ImageSource], response_ids: Sequence[Sequence[int]]) -> list[Localization]:
         """Results for responses generated elsewhere (vLLM), by one teacher-forced forward; one response an image.

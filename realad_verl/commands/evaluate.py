@@ -34,6 +34,9 @@ def evaluate(
         typer.Option(help="Share of the device's memory for vLLM.", min=0.02, max=0.95, show_default="0.5, CPU: 0.15"),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
+    samples: Annotated[
+        int, typer.Option(help="Answers sampled at temperature 1 beside the greedy one, for Sampled ACC.", min=0)
+    ] = 0,
     method: options.Method = None,
     calibration: options.Calibration = None,
     shard: Annotated[
@@ -91,6 +94,7 @@ def evaluate(
         image_size=image_size or None,
         batch_size=batch_size,
         engine=engine,
+        samples_per_image=samples,
         device=options.read_device(device),
         gpu_memory=gpu_memory,
         max_new_tokens=max_new_tokens,

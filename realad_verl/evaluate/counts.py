@@ -28,7 +28,7 @@ from realad_verl.evaluate.intervals import (
     over_categories,
     together,
 )
-from realad_verl.evaluate.metrics import UNDECIDED
+from realad_verl.evaluate.metrics import UNDECIDED, sampled_accuracy
 from realad_verl.evaluate.pixel_metrics import PixelHistogram, score_keys
 from realad_verl.evaluate.text_metrics import contradicts
 
@@ -168,6 +168,7 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         "jaccard_normal": np.array([j if not r["gt_label"] else nan for j, r in zip(jaccard, rows, strict=True)]),
         "jaccard_anomalous": np.array([j if r["gt_label"] else nan for j, r in zip(jaccard, rows, strict=True)]),
         "contradictions": np.array([nan if v is None else float(v) for v in verdicts]),
+        "sampled_acc": np.array([nan if r.get("sampled") is None else sampled_accuracy(r) for r in rows]),
     }
 
 

@@ -20,6 +20,7 @@ class Engine(Protocol):
     """Answers a batch of images."""
 
     name: str
+    localizer: "Localizer"
 
     def __call__(self, images: Sequence[Image.Image]) -> "list[Localization]": ...
 

@@ -31,7 +31,8 @@ class Evaluation:
 
     ``split`` None: the data set's test split. ``image_size`` None: images as they are. ``shard``: "I/N", None for all.
     ``against``: manifests of `realad prepare`, none of whose images may be among these; ``drop_overlap`` leaves those
-    that are out. ``gpu_memory``: vLLM's share of the device's memory.
+    that are out. ``gpu_memory``: vLLM's share of the device's memory. ``samples_per_image``: answers
+    drawn at temperature 1 beside the greedy one, for ``sampled_acc``.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Evaluation:
     device: str = "cpu"
     gpu_memory: float | None = None
     max_new_tokens: int = 256
+    samples_per_image: int = 0
     method: MethodConfig = field(default_factory=MethodConfig)
     shard: str | None = None
     mask_levels: str = "auto"
@@ -116,6 +118,7 @@ class Evaluation:
             "image_size": self.image_size or "as it is",
             **({} if self.depth is None else {"depth": self.depth.to_dict()}),
             "max_new_tokens": self.max_new_tokens,
+            **({"samples_per_image": self.samples_per_image} if self.samples_per_image else {}),
             "method": self.method.to_dict(),
         }
 
@@ -152,6 +155,7 @@ class Evaluation:
                 depth=self.depth,
                 batch_size=self.batch_size,
                 shard=self.part,
+                samples_per_image=self.samples_per_image,
                 on_image=on_image,
             )
 

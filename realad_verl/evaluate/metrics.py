@@ -1,6 +1,6 @@
 """Image-level metrics of a list of images (scikit-learn does the counting), and how well answers kept their form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def answer_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     ``well_formed`` and ``fallback`` are shares of the images, ``jaccard_*`` the mean J by true class over the responses
     that have one (with how many), ``contradictions`` the share of the responses with both a stance in the reasoning and
-    an answer where the two disagree (``text_metrics.contradicts``).
+    an answer where the two disagree (``text_metrics.contradicts``), ``sampled_acc`` the mean of `sampled_accuracy`.
     """
     from realad_verl.evaluate.text_metrics import contradicts
 
@@ -110,10 +110,16 @@ def answer_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     verdicts = [contradicts(r["reasoning"], r["answer"]) for r in rows]
     judged = [v for v in verdicts if v is not None]
     summary |= {"contradictions": mean(judged), "n_contradictions": sum(judged), "n_with_stance": len(judged)}
+    summary["sampled_acc"] = mean([sampled_accuracy(r) for r in rows if r.get("sampled") is not None])
     summary["n_without_map"] = sum(r["map"] is None for r in rows)
     problems = [r["problem"] for r in rows if r["problem"]]
     summary["problems"] = {name: problems.count(name) for name in sorted(set(problems))}
     return summary
+
+
+def sampled_accuracy(row: Mapping[str, Any]) -> float:
+    """The share of a row's sampled answers that are right; no answer counts as wrong."""
+    return float(np.mean([label == row["gt_label"] for label in row["sampled"]]))
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,15 @@ def evaluate_samples(
     depth: Depth | None = None,
     batch_size: int = 8,
     shard: tuple[int, int] = (1, 1),
+    samples_per_image: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> int:
     """Write a row for each of ``samples``; returns how many images could not be read (their rows hold ``error``).
 
     The model sees ``image_size`` x ``image_size`` pixels as in training (bicubic, aspect ratio not kept), or with None
     the image as it is. A row's ``image_size`` is that of the original, as [height, width]. ``depth``: the data set's,
-    for images of more than 8 bits.
+    for images of more than 8 bits. With ``samples_per_image`` a row's ``sampled`` holds the labels (1, 0, None) of that
+    many answers at temperature 1.
     """
     bad = 0
     with store.writer(shard) as writer:
@@ -77,16 +80,29 @@ def evaluate_samples(
                     images.append(image)
                     readable.append(sample)
             start = time.perf_counter()
-            found = engine([_squared(image, image_size) for image in images]) if images else []
+            squared = [_squared(image, image_size) for image in images]
+            found = engine(squared) if images else []
             seconds = (time.perf_counter() - start) / max(1, len(images))
-            for sample, image, localization in zip(readable, images, found, strict=True):
+            drawn = _sampled(engine, squared, samples_per_image, readable)
+            for sample, image, localization, labels in zip(readable, images, found, drawn, strict=True):
                 thumb = f"thumbs/{file_stem(sample.id)}.webp"
                 save_thumbnail(store.folder / thumb, image)
                 row = sample_fields(sample, root) | localization_fields(localization, store.folder, sample.id)
                 row["image_size"] = [image.height, image.width]
+                row |= {} if labels is None else {"sampled": labels}
                 writer.append(row | {"thumb": thumb, "seconds": round(seconds, 4)})
                 on_image()
     return bad
+
+
+def _sampled(
+    engine: Engine, images: Sequence[Image.Image], n: int, samples: Sequence[Sample]
+) -> list[list[int | None] | None]:
+    """The labels of ``n`` sampled answers to each image; the seed is of the batch's images."""
+    if not n or not images:
+        return [None] * len(images)
+    responses = engine.sample(images, n, zlib.crc32(samples[0].id.encode()))
+    return [[engine.localizer.label_of(ids) for ids in of_image] for of_image in responses]
 
 
 def finish(

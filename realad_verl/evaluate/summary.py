@@ -30,7 +30,7 @@ ORACLE = "oracle: F1-max on this very set"
 FIGURES = {  # group -> the figures of it that are averaged over categories
     "image": ("image_auroc", "image_ap", "image_f1_max", "image_acc", "image_acc_at_threshold"),
     "pixel": ("pixel_auroc", "pixel_aupr", "pixel_aupro", "pixel_f1_max", "pixel_acc"),
-    "answers": ("well_formed", "fallback", "jaccard_normal", "jaccard_anomalous", "contradictions"),
+    "answers": ("well_formed", "fallback", "jaccard_normal", "jaccard_anomalous", "contradictions", "sampled_acc"),
     "text": ("rouge_l", "sbert"),
     "chance": CHANCE,
 }

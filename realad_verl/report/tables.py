@@ -24,6 +24,7 @@ class Figure(NamedTuple):
 HEADLINE = (
     Figure("image", "image_auroc", "Image AUROC", "how well pred_score ranks anomalous images above normal ones", "+"),
     Figure("image", "image_acc", "Image ACC", "share of right answers; no answer counts as wrong", "+"),
+    Figure("answers", "sampled_acc", "Sampled ACC", "share of right answers among those sampled at temperature 1", "+"),
     Figure("image", "image_f1_max", "Image F1-max", "F1 of pred_score at its best threshold on this very set", "+"),
     Figure("image", "image_ap", "Image AP", "average precision of pred_score", "+"),
     Figure("pixel", "pixel_auroc", "Pixel AUROC", "how well the map ranks pixels, all images' pixels in one pot", "+"),
@@ -40,6 +41,7 @@ HEADLINE = (
     Figure("text", "rouge_l", "ROUGE-L", "overlap with the reference reasoning", "+"),
     Figure("text", "sbert", "SBERT", "likeness to the reference reasoning", "+"),
 )
+ON_REQUEST = ("rouge_l", "sbert", "sampled_acc")  # `--references`, `--samples`
 _CATEGORY = ("image_auroc", "image_ap", "image_f1_max", "image_acc", "pixel_auroc", "pixel_aupr", "pixel_aupro")
 _CATEGORY += ("pixel_f1_max", "pixel_acc", "well_formed", "contradictions")
 CATEGORY = tuple(figure for key in _CATEGORY for figure in HEADLINE if figure.key == key)
@@ -67,7 +69,7 @@ def headline(run: Run, variant: str) -> list[dict[str, Any]]:
     entries = []
     for figure in HEADLINE:
         value = _value(results["macro_mean"], figure, variant)
-        if value is None and figure.group == "text":
+        if value is None and figure.key in ON_REQUEST:
             continue
         pooled = _value(results["pooled"], figure, variant)
         entry = figure._asdict() | {"value": percent(value), "pooled": percent(pooled)}

@@ -1,6 +1,7 @@
 """`realad evaluate` with the shipped tiny model on a made-up folder data set: whole, stopped, resumed, in shards."""
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,29 @@ def engine():
     from realad_verl.localize import Localizer
 
     return TransformersEngine(Localizer.from_pretrained(tiny_model_dir(), max_new_tokens=6))
+
+
+def test_sampled_answers(root, samples, engine, tmp_path):
+    """Each image's own share of right ones, of what the engine draws by the seed of the batch; no answer is wrong."""
+    store = ResultStore(tmp_path, {})
+    long = TransformersEngine(engine.localizer.__class__.from_pretrained(tiny_model_dir(), max_new_tokens=40))
+    evaluate_samples(samples, long, store, root, image_size=168, batch_size=8, samples_per_image=3)
+    rows = [row for row in store.rows() if not row.get("error")]
+    images = [
+        Image.open(root / row["image"]).convert("RGB").resize((168, 168), Image.Resampling.BICUBIC) for row in rows
+    ]
+    texts = [
+        [long.localizer.tokenizer.decode(ids, skip_special_tokens=True) for ids in of_image]
+        for of_image in long.sample(images, 3, zlib.crc32(rows[0]["id"].encode()))
+    ]
+    words = [[text.split("<answer>")[-1].split("<")[0].strip() for text in some] for some in texts]
+    said = [[{"yes": 1, "no": 0}.get(word) for word in some] for some in words]
+    assert [row["sampled"] for row in rows] == said and {0, 1} & set(sum(said, []))
+    results = finish(samples, store, SummaryConfig())
+    right = [np.mean([label == row["gt_label"] for label in row["sampled"]]) for row in rows]
+    assert results["pooled"]["answers"]["sampled_acc"] == pytest.approx(np.mean(right))
+    low, high = results["intervals"]["kept"]["nut"]["sampled_acc"]
+    assert low <= np.mean(right) <= high
 
 
 def realad(*arguments: str, wrong: bool = False) -> str:

@@ -297,7 +297,7 @@ def test_lines_of_the_demo(tmp_path):
     before, alike, after = load_runs(folders)
     found = {line.split("  ")[1]: line for line in changes(before, after)}
     assert {"Image ACC", "Pixel AUROC", "AUPRO"} <= set(found) and "Image F1-max" not in found
-    right = [100 * run.results["macro_mean"]["image_acc"] for run in (before, after)]
+    right = [100 * run.results["macro_mean"]["image"]["image_acc"] for run in (before, after)]
     line = found["Image ACC"]
     assert line.split()[2:6] == [f"{right[0]:.1f}", "->", f"{right[1]:.1f}", "%"]
     assert "noise" not in line and re.search(r"\[\+\d", line)
