@@ -107,7 +107,7 @@ def train(folder: Path, data: Path, *overrides: str, limit: float = 900, **optio
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-node = dict(num_cpus=6, num_gpus=1, object_store_memory=300_000_000)
+node = dict(num_cpus=6, num_gpus=int(sys.argv[1]), object_store_memory=300_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=node)
 second = cluster.add_node(**node)
 cluster.wait_for_nodes()
@@ -125,14 +125,14 @@ cluster.shutdown()
 
 
 class Cluster:
-    """A Ray cluster of two raylets on this machine, a node each, and one GPU (in name) on each."""
+    """A Ray cluster of two raylets on this machine, a node each, and ``gpus`` GPUs (in name) on each."""
 
-    def __init__(self):
+    def __init__(self, gpus: int = 1):
         cpu = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         cpu |= {"RAY_worker_niceness": "0", "RAY_agent_register_timeout_ms": "120000", "GLOO_SOCKET_IFNAME": "lo"}
         cpu |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "HF_HUB_OFFLINE": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", CLUSTER], env=os.environ | cpu, **pipes)
+        self.process = subprocess.Popen([sys.executable, "-c", CLUSTER, str(gpus)], env=os.environ | cpu, **pipes)
         self.address = self._answer("ADDRESS").split()[1]
 
     def _answer(self, word: str) -> str:
@@ -152,9 +152,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(gpus: int = 1) -> Iterator[Cluster]:
     """A :class:`Cluster`, gone afterwards."""
-    made = Cluster()
+    made = Cluster(gpus)
     try:
         yield made
     finally:
