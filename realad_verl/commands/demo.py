@@ -127,7 +127,7 @@ def changes(first: "Run", second: "Run") -> list[str]:
         raise UserError(f"{first.name} and {second.name} are not compared: {compared.refused}.")
     for entry in comparison_headline(runs, compared, "kept"):
         old, new = entry["cells"]
-        if entry["key"] not in SHOWN or new["delta"] == "":
+        if entry["key"] not in SHOWN or new["verdict"] == "":  # "": the same, or no figure
             continue
         noise = "  within noise" if new["verdict"] == "noise" else ""
         values = f"{old['value']:>5} -> {new['value']:>5} %  {new['delta']:>6} {new['interval']}"
