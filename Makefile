@@ -39,7 +39,7 @@ test: setup  ## unit and contract tests and a short run on the real stack
 test-all: setup  ## every test that runs without a GPU
 	OMP_NUM_THREADS=1 timeout 14400 $(BIN)/python -m pytest -m "not gpu"
 
-demo: setup  ## images, evaluation, CGRO training, evaluation, report.html, on a CPU; about 5 minutes
+demo: setup  ## images, evaluation, calibration, CGRO training, evaluation, report.html, on a CPU; about 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/realad demo $(DEMO_ARGS)
 
 docs: setup  ## the documents as a site, in site/; a broken link or reference ends it
