@@ -73,7 +73,10 @@ def check_close(one: jobs.Run, other: jobs.Run) -> None:
 def test_two_nodes_of_two_ranks_with_hsdp(train, tmp_path, prepared, one_rank):
     """Shards over the two ranks of a node, copies over the nodes."""
     with cluster(gpus=2) as made:
-        layout = ("trainer.nnodes=2", "trainer.n_gpus_per_node=2", f"{ACTOR}.fsdp_config.fsdp_size=2")
+        layout = ["trainer.nnodes=2", "trainer.n_gpus_per_node=2", f"{ACTOR}.fsdp_config.fsdp_size=2"]
+        layout += [
+            f"{part}_micro_batch_size_per_gpu=4" for part in (f"{ACTOR}.ppo", f"{REF}.log_prob", f"{ROLLOUT}.log_prob")
+        ]
         run = train(tmp_path / "run", prepared, *SETTINGS, *layout, address=made.address, limit=1500)
     assert run.returncode == 0, run.stderr[-3000:]
     check_close(one_rank, run)

@@ -29,6 +29,7 @@ def a_run(seed: int = 0, n: int = 24) -> tuple[Measured, dict[str, tuple[np.ndar
                 },
                 **{"jaccard": None if i % 7 == 0 else float(rng.random()), "reasoning": "", "answer": "yes"},
                 "problem": None,
+                "sampled": [i // 3 % 2, None, 1][: 1 + i % 3],
             }
         )
         histogram = PixelHistogram()
