@@ -37,10 +37,12 @@ class AnswerScores(LogitsProcessor):
 
     def __init__(self, ids: tuple[list[int], list[int]]) -> None:
         self._yes, self._no = ids
+        self._columns = torch.tensor([*self._yes, *self._no])
         self._steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._steps.append(scores[:, [*self._yes, *self._no]])
+        self._columns = self._columns.to(scores.device)  # once: a list would be copied to the device at every step
+        self._steps.append(scores.index_select(1, self._columns))
         return scores
 
     def share(self, sequence: int, step: int) -> float:
