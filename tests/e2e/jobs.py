@@ -107,7 +107,8 @@ def train(folder: Path, data: Path, *overrides: str, limit: float = 900, **optio
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-node = dict(num_cpus=6, num_gpus=int(sys.argv[1]), object_store_memory=300_000_000)
+gpus = int(sys.argv[1])
+node = dict(num_cpus=6 * gpus, num_gpus=gpus, object_store_memory=300_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=node)
 second = cluster.add_node(**node)
 cluster.wait_for_nodes()
