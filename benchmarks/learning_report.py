@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
+from sklearn.metrics import roc_auc_score
 
 Floats = NDArray[np.float64]
 Runs = list[dict[str, Any]]
@@ -64,15 +65,53 @@ def paired(first: Runs, second: Runs, quantity: str) -> dict[str, Any]:
     return {"mean": float(mean.mean()), "low": low, "high": high, "seeds": difference.mean(1).tolist()}
 
 
+def paired_ranking(first: Runs, second: Runs, quantity: str) -> dict[str, Any]:
+    """As `paired`, for how well a score tells the classes apart: AUROC of ``quantity`` for the label, no score as 0.
+
+    The interval is of percentiles, over 2,000 resamples of the images of each class.
+    """
+    label = np.array(first[0]["measured"]["label"])
+    scores = [[np.nan_to_num(np.array(r["measured"][quantity], float)) for r in runs] for runs in (first, second)]
+    places = [np.flatnonzero(label == value) for value in (0, 1)]
+    random = np.random.default_rng(0)
+
+    def differences(at: NDArray[np.int64]) -> list[float]:
+        return [
+            float(roc_auc_score(label[at], a[at]) - roc_auc_score(label[at], b[at]))
+            for a, b in zip(*scores, strict=True)
+        ]
+
+    drawn = [
+        np.mean(differences(np.concatenate([random.choice(part, len(part)) for part in places]))) for _ in range(2000)
+    ]
+    seeds = differences(np.arange(len(label)))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"mean": float(np.mean(seeds)), "low": float(low), "high": float(high), "seeds": seeds}
+
+
 def comparison(results: dict[str, Runs], pairs: list[tuple[str, str]]) -> str:
-    """Markdown of ``paired`` in points (hundredths) for both accuracies and the pixel AUROC of two selections."""
+    """Markdown of `paired` and `paired_ranking` in points (hundredths): accuracies, maps, image scores and J."""
+    known = next(iter(results.values()))[0]["measured"]
+    of_images = (
+        "accuracy",
+        "accuracy_sampled",
+        "auroc_all",
+        "auroc_both",
+        "ap_both",
+        "auroc_calibrated",
+        "ap_calibrated",
+    )
+    rankings = ("score", "jaccard", "jaccard_calibrated")
     lines = ["| | quantity | points | 95 % over images | each seed |", "|---|---|---|---|---|"]
     for first, second in pairs:
-        for quantity in ("accuracy", "accuracy_sampled", "auroc_all", "auroc_both"):
-            found = paired(results[first], results[second], quantity)
-            seeds = ", ".join(f"{100 * value:+.1f}" for value in found["seeds"])
-            cells = f"{100 * found['mean']:+.1f} | {100 * found['low']:+.1f} to {100 * found['high']:+.1f} | {seeds}"
-            lines.append(f"| {first} - {second} | {quantity.replace('auroc', 'pixel AUROC,')} | {cells} |")
+        runs = results[first], results[second]
+        found = {q: paired(*runs, q) for q in of_images if q.startswith("accuracy") or q in known}
+        found |= {f"AUROC of {q}": paired_ranking(*runs, q) for q in rankings if q in known}
+        for quantity, one in found.items():
+            seeds = ", ".join(f"{100 * value:+.1f}" for value in one["seeds"])
+            cells = f"{100 * one['mean']:+.1f} | {100 * one['low']:+.1f} to {100 * one['high']:+.1f} | {seeds}"
+            name = quantity.replace("auroc_", "pixel AUROC, ").replace("ap_", "pixel AP, ")
+            lines.append(f"| {first} - {second} | {name} | {cells} |")
     return "\n".join(lines)
 
 
