@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-from learning_report import SMOOTH, by_surface, comparison, curve, paired, plot, table
+from learning_report import SMOOTH, by_surface, comparison, curve, paired, paired_ranking, plot, table
 from learning_whatif import best_cut, separation, varies, within_group
 
 
@@ -18,7 +18,7 @@ def a_run(right: list[int], **summary: float) -> dict:
         "label": label,
         "answer": answer,
         "sampled": [[a, 1 - a] for a in answer],
-        "jaccard": [0.1, 0.2, 0.3, None] * (len(label) // 4),
+        "jaccard": ([0.1, 0.2, 0.3, None] * len(label))[: len(label)],
         "auroc_all": maps,
         "auroc_both": maps,
     }
@@ -47,6 +47,15 @@ def test_equal_runs_differ_by_nothing():
 def test_images_without_a_map_quality_are_left_out():
     found = paired([a_run([1, 1, 1, 1])], [a_run([1, 0, 1, 1])], "auroc_all")
     assert found["mean"] == pytest.approx(0.05), "one of two anomalous images, 0.1 better"
+
+
+def test_rankings_are_paired_by_image_and_class():
+    """J of 0.1, 0.3 (normal) and 0.2, none, which counts as 0 (anomalous): one of four pairs is in order."""
+    first, second = a_run([1, 1, 1, 1] * 50), a_run([1, 1, 1, 1] * 50)
+    first["measured"]["jaccard"] = [float(value) for value in first["measured"]["label"]]
+    found = paired_ranking([first], [second], "jaccard")
+    assert found["mean"] == pytest.approx(1 - 0.25) and found["low"] < 0.75 < found["high"]
+    assert paired_ranking([first], [first], "jaccard") == {"mean": 0.0, "low": 0.0, "high": 0.0, "seeds": [0.0]}
 
 
 def test_tables():
