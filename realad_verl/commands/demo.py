@@ -39,18 +39,22 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the demo; must be new.", show_default="outputs/demo-DATE-TIME")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 24,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps.", min=1, show_default="24; with --learn 40")
+    ] = None,
     images: Annotated[
         int | None,
         typer.Option(help="Procedural images to train on.", min=16, show_default="256; with --learn 48 a step"),
     ] = None,
-    test_images: Annotated[int, typer.Option(help="Images of each evaluation.", min=4)] = 200,
+    test_images: Annotated[
+        int | None, typer.Option(help="Images of each evaluation.", min=4, show_default="200; with --learn 400")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Data set with train and test splits.", show_default="procedural images")
     ] = None,
     root: Annotated[Path | None, options.root_option()] = None,
     learn: Annotated[
-        bool, typer.Option("--learn", help="Larger batches, so that sampled answers get better; about 15 minutes.")
+        bool, typer.Option("--learn", help="Larger batches, so that sampled answers get better; 20 minutes.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the training images and of the training.", min=0)] = 0,
 ) -> None:
@@ -58,6 +62,7 @@ def demo(
     _refuse_without_test_images(dataset, root)
     from realad_verl.tiny import tiny_model_dir
 
+    steps, test_images = steps or (40 if learn else 24), test_images or (400 if learn else 200)
     images = images or (math.ceil(BATCH * steps / 0.9) if learn else 256)  # a tenth is for val.parquet
     folder = (out or Path("outputs") / time.strftime("demo-%Y%m%d-%H%M%S")).resolve()
     if folder.exists() and any(folder.iterdir()):
