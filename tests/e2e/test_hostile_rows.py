@@ -86,7 +86,7 @@ SECRET = "sk-3f9c0d7e5a"
 def test_the_run_goes_on_and_counts(tmp_path, prepared):
     """Two passes over 16 rows, most of them wrong. The same job shows where it listens and where a secret goes."""
     (good,) = pq.read_table(prepared / "train.parquet").slice(0, 1).to_pylist()
-    rows = [*hostile(good).values(), good]
+    rows = [good, *hostile(good).values()]  # the first is checked before the start
     assert len(rows) == 16
     data = tmp_path / "data"
     data.mkdir()

@@ -185,7 +185,7 @@ def _picture(stored: Any) -> Image.Image | str:
             return "its image has more than 8 bits: one scale for all rows must be chosen (realad prepare does)"
         return load_image(source)
     except UserError as error:
-        return str(error)
+        return str(error).removesuffix(".")
 
 
 def _parts(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
