@@ -29,6 +29,7 @@ LEARN = (
     "actor_rollout_ref.actor.optim.lr_warmup_steps=4",
     "actor_rollout_ref.actor.use_kl_loss=true",
     "actor_rollout_ref.actor.kl_loss_coef=0.005",
+    "trainer.n_gpus_per_node=2",  # ranks: a core each
 )
 # Figures of the closing lines, keys of realad_verl.report.tables.HEADLINE.
 SHOWN = ("image_acc", "sampled_acc", "image_auroc", "pixel_auroc", "pixel_aupr", "pixel_aupro")
