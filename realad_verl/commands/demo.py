@@ -55,7 +55,7 @@ def demo(
     ] = None,
     root: Annotated[Path | None, options.root_option()] = None,
     learn: Annotated[
-        bool, typer.Option("--learn", help="Larger batches, so that sampled answers get better; 20 minutes.")
+        bool, typer.Option("--learn", help="Larger batches, so that sampled answers get better; 25 minutes.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the training images and of the training.", min=0)] = 0,
 ) -> None:
