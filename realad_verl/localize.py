@@ -130,8 +130,9 @@ class Localizer:
     def sample(self, images: Sequence[ImageSource], n: int) -> list[list[int]]:
         """``n`` responses to each image at temperature 1, those of an image side by side; torch's own seed counts."""
         prompts = [prepare(self.processor, self.text, load_image(image, self.depth)) for image in images]
-        sampled = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": n}
-        return self._generate(prompts, **sampled)
+        # Not `num_return_sequences`: it repeats tiles and packed patches one by one, so copies see others' pixels.
+        copies = [prompt for prompt in prompts for _ in range(n)]
+        return self._generate(copies, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
     def label_of(self, response_ids: Sequence[int]) -> int | None:
         """What a sampled response answers: 1 anomalous, 0 normal, None where there is no such answer."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 from test_localize import GOOD, ids, picture
 from transformers import LogitsProcessor
 
@@ -125,3 +126,25 @@ def test_the_shipped_backbone():
     said = localizer._generate([prepare(localizer.processor, localizer.text, image) for image in images])
     for one, other in zip(localizer(images), localizer.explain(images, said), strict=True):
         same(one, other)
+
+
+@pytest.mark.parametrize("family", sorted(tiny_models.FAMILIES))
+def test_each_sample_sees_its_own_image(family):
+    """Samples of several images in one batch: what the language model gets is what it gets for the image alone."""
+    tiny = tiny_models.build(family)
+    localizer = Localizer(tiny.model, tiny.processor, max_new_tokens=1)
+    noise = np.random.default_rng(0).integers(0, 255, (260, 260, 3), dtype=np.uint8)
+    images = [Image.fromarray(noise[:h, :w]) for h, w in ((190, 260), (90, 120))]
+    seen = []
+    hook = tiny.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    localizer.sample(images, 2)
+    together = seen.pop(0)
+    for i, image in enumerate(images):
+        seen.clear()
+        localizer.sample([image], 1)
+        alone = seen[0][0]
+        for copy in together[2 * i : 2 * i + 2]:
+            assert (copy[-len(alone) :] - alone).abs().max() <= 1e-5
+    hook.remove()
