@@ -171,8 +171,9 @@ class GradientReading(Reading):
             bound = (heads, groups, width, self._readout.max_bytes, call.query_BHND.device)
             group.pieces[heads, groups] = cut(group.placements, *bound)
         parts: dict[int, list[Tensor]] = {}  # by the first request of a piece: in order, as the group is sorted
-        for piece in group.pieces[heads, groups]:
-            parts.setdefault(piece.parts[0][0], []).append(denominators(call, piece))
+        pieces = group.pieces[heads, groups]
+        for piece, lse_SHR in zip(pieces, denominators(call, pieces), strict=True):
+            parts.setdefault(piece.parts[0][0], []).append(lse_SHR)
         return torch.cat([some[0] if len(some) == 1 else torch.cat(some, 2) for some in parts.values()])
 
 

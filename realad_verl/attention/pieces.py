@@ -5,7 +5,7 @@ of width D. Padded rows and columns repeat real ones and are cut off in the end;
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,35 @@ from realad_verl.attention.calls import KernelCall
 from realad_verl.attention.layout import Placement
 from realad_verl.errors import bad_value
 
-# Pieces that stay in a core's cache; larger ones are slower on CPU.
+# Pieces that stay in a core's cache, keys aside; larger ones are slower on CPU.
 CPU_CHUNK_BYTES = 4 << 20
 MASKS_KEPT = 4  # kinds of mask in one model: full and sliding attention, rarely more
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Over the keys from ``first`` on, [s, H or 1, r, k]: bool, True = hidden, or fp32 to add (the kernel's own).
+
+    On a CPU k is from the first to the last key that any row does not see: rows of a response see nearly all keys, and
+    a pass over all logits is a tenth of the work there.
+    """
+
+    values: Tensor
+    first: int
+
+    def of_heads(self, h: slice) -> "Mask":
+        """The same for some of the heads."""
+        return self if self.values.shape[1] == 1 else Mask(self.values[:, h], self.first)
+
+    def hide(self, logits_shrK: Tensor) -> None:
+        """In place."""
+        if not self.values.numel():
+            return
+        some = logits_shrK[..., self.first : self.first + self.values.shape[-1]]
+        if self.values.dtype == torch.bool:
+            some.masked_fill_(self.values, float("-inf"))
+        else:
+            some.add_(self.values)
 
 
 @dataclass(frozen=True)
@@ -41,49 +67,52 @@ class Piece:
     keys_sK: Tensor
     wanted_sC: Tensor
     key_heads: int
-    masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    masks: dict[tuple, tuple[Tensor | None, Mask]] = field(default_factory=dict)
 
-    def mask(self, call: KernelCall) -> Tensor:
-        """[s, H or 1, r, K]: bool, True = hidden, or fp32 to add where the kernel's own mask is additive.
+    def mask(self, call: KernelCall) -> Mask:
+        """Which of the keys a row does not see.
 
         Built once for all layers of a forward that share mask, causality and window; one per head is not kept.
         """
-        return self._kept(call, self._mask)
+        return self._kept(call, self._cut_mask)
+
+    def _cut_mask(self, call: KernelCall) -> Mask:
+        values_sXrK = self._mask(call)
+        if values_sXrK.dtype != torch.bool or values_sXrK.device.type != "cpu":  # on a GPU it would wait
+            return Mask(values_sXrK, 0)
+        some = values_sXrK.flatten(0, 2).any(0).nonzero().flatten()
+        first, stop = (int(some[0]), int(some[-1]) + 1) if len(some) else (0, 0)
+        return Mask(values_sXrK[..., first:stop].contiguous(), first)
 
     def additive_mask(self, call: KernelCall) -> Tensor:
         """The same as fp32 to add, whatever the kernel's own mask is."""
-        return self._kept(call, self._added)
+        return self._kept(call, self._added).values
 
     def wanted_bias(self, call: KernelCall) -> Tensor | None:
         """[s, H or 1, r, C] fp32 to add to the logits of the wanted columns alone; None where none is hidden."""
-        made = self._kept(call, self._wanted_bias)
+        made = self._kept(call, self._wanted_bias).values
         return made if made.numel() else None
 
-    def _wanted_bias(self, call: KernelCall) -> Tensor:
+    def _wanted_bias(self, call: KernelCall) -> Mask:
         hidden = self._hidden(call, self.columns_sC)
         mask = hidden[:, None] if call.mask is None else self._with_own(call, hidden, self.columns_sC)
-        if mask.dtype != torch.bool:
-            return mask
-        if not bool(mask.any()):
-            return torch.empty(0, 1, 0, 0, device=mask.device)
-        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
+        if mask.dtype == torch.bool and not bool(mask.any()):
+            return Mask(torch.empty(0, 1, 0, 0, device=mask.device), 0)
+        return _to_add(mask)
 
-    def _kept(self, call: KernelCall, make: Callable[[KernelCall], Tensor]) -> Tensor:
+    def _kept(self, call: KernelCall, make: Callable[[KernelCall], Mask]) -> Mask:
         key = (id(call.mask), call.causal, call.window, make.__name__)
         if key not in self.masks:
             made = make(call)
-            if made.shape[1] > 1:
+            if made.values.shape[1] > 1:
                 return made
             if len(self.masks) == MASKS_KEPT:
                 self.masks.pop(next(iter(self.masks)))
             self.masks[key] = (call.mask, made)  # with the kernel's, so that its id stays taken
         return self.masks[key][1]
 
-    def _added(self, call: KernelCall) -> Tensor:
-        mask = self._mask(call)
-        if mask.dtype != torch.bool:
-            return mask
-        return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
+    def _added(self, call: KernelCall) -> Mask:
+        return _to_add(self._mask(call))
 
     def _mask(self, call: KernelCall) -> Tensor:
         along_K = torch.arange(self.keys_sK.shape[1], device=self.keys_sK.device)
@@ -114,6 +143,12 @@ class Piece:
         return hidden | ~mask if mask.dtype == torch.bool else mask.float().masked_fill(hidden, float("-inf"))
 
 
+def _to_add(mask: Tensor) -> Mask:
+    if mask.dtype != torch.bool:
+        return Mask(mask, 0)
+    return Mask(torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf")), 0)
+
+
 def cut(
     placements: Sequence[Placement], heads: int, groups: int, width: int, max_bytes: int, device: torch.device
 ) -> list[Piece]:
@@ -140,8 +175,7 @@ def cut(
             continue
         rows, keys = _rows(placements[i]), _keys(placements[i])
         r, g = chunk_sizes(rows, groups, heads // groups, keys, width, max_bytes, device.type)
-        parts = [(i, first, min(r, rows - first)) for first in range(0, rows, r)]
-        pieces += [_piece(placements, [part], g, device) for part in parts]
+        pieces += _split(_piece(placements, [(i, 0, rows)], g, device), r)
     if pending:
         pieces.append(_piece(placements, [(j, 0, _rows(placements[j])) for j in pending], groups, device))
     return pieces
@@ -191,6 +225,18 @@ def _piece(
     )
 
 
+def _split(piece: Piece, r: int) -> list[Piece]:
+    """The piece of one request cut into r rows each; they share its keys."""
+    ((i, _, rows, columns),) = piece.parts
+    some = []
+    for first in range(0, rows, r):
+        rows_sr = piece.rows_sr[:, first : first + r]
+        count = rows_sr.shape[1]
+        n_rows_s = torch.full_like(piece.n_rows_s, count)
+        some.append(replace(piece, parts=[(i, first, count, columns)], rows_sr=rows_sr, n_rows_s=n_rows_s, masks={}))
+    return some
+
+
 def _budget(max_bytes: int, device: torch.device) -> int:
     return min(max_bytes, CPU_CHUNK_BYTES) if device.type == "cpu" else max_bytes
 
@@ -213,9 +259,10 @@ def chunk_sizes(
         raise bad_value(
             "max_bytes", max_bytes, f"at least {least} for {keys} keys and {share} query heads to a key head"
         )
-    budget = max(min(max_bytes, CPU_CHUNK_BYTES), least) if device == "cpu" else max_bytes
     a_group = 12 * keys * width
-    a_row = piece_bytes(1, 1, share, keys, width) - a_group
-    r = max(1, min(rows, (budget - a_group) // a_row))
-    g = max(1, min(groups, (budget - r * 16 * keys) // (a_group + r * share * 8 * (keys + width))))
+    a_row = least - a_group
+    cached = CPU_CHUNK_BYTES if device == "cpu" else max_bytes  # for what is made anew by each piece: not the keys
+    r = max(1, min(rows, (max_bytes - a_group) // a_row, cached // a_row))
+    left, of_keys = r * 16 * keys, r * share * 8 * (keys + width)
+    g = max(1, min(groups, (max_bytes - left) // (a_group + of_keys), (cached - left) // of_keys))
     return r, g

@@ -34,6 +34,8 @@ __all__ = ["AttentionReadout", "EachHead", "Reading", "RowRequest"]
 
 # Called during the forward with (layer, head) and the rows [R, C] of that head alone, one tensor a request.
 EachHead = Callable[[Head, list[Tensor]], None]
+# Adds the rows of a call to the sums of its pieces (see `rows`).
+AddRows = Callable[[Sequence[Tensor], KernelCall, Sequence[Piece], float], None]
 
 
 AnyReading = TypeVar("AnyReading", bound="Reading")
@@ -249,10 +251,9 @@ class Reading:
         pieces = self._pieces[key]
         if key not in sums:
             sums[key] = [torch.zeros(p.rows_sr.shape + p.columns_sC.shape[1:], device=p.rows_sr.device) for p in pieces]
-        for piece, sum_srC in zip(pieces, sums[key], strict=True):
-            add(sum_srC, call, piece, weight)
+        add(sums[key], call, pieces, weight)
 
-    def _kernel(self, call: KernelCall) -> tuple[Callable[[Tensor, KernelCall, Piece, float], None], tuple]:
+    def _kernel(self, call: KernelCall) -> tuple[AddRows, tuple]:
         """What computes the rows of a call, and what decides its pieces."""
         key = (
             call.query_BHND.shape,

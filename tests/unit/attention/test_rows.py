@@ -30,9 +30,10 @@ def head_sum(query, rows, key, columns, *, scale, softcap=0.0, sink=None, max_by
     call = KernelCall(query[None], key[None], scale=scale, causal=True, softcap=softcap, sink_H=sink)
     placed = Placement(0, rows, columns, 0, key.shape[1])
     result = torch.zeros(len(rows), len(columns))
-    for piece in cut([placed], len(query), *key.shape[::2], max_bytes, query.device):
-        part = torch.zeros(*piece.rows_sr.shape, len(columns))
-        add_head_sum(part, call, piece, 1.0)
+    pieces = cut([placed], len(query), *key.shape[::2], max_bytes, query.device)
+    sums = [torch.zeros(*piece.rows_sr.shape, len(columns)) for piece in pieces]
+    add_head_sum(sums, call, pieces, 1.0)
+    for piece, part in zip(pieces, sums, strict=True):
         for (_, first, count, _), rows_rC in zip(piece.parts, part, strict=True):
             result[first : first + count] += rows_rC[:count]
     return result
@@ -78,6 +79,20 @@ def test_an_offset_of_all_logits_costs_no_precision(offset, sinks, dtype):
     assert want.max() > 0.1
     got = head_sum(query, ROWS, key, COLUMNS, scale=0.3, sink=sink)
     assert (got - want).abs().max() <= (1e-3 if sinks and offset == 10000 else 3e-5)
+
+
+def test_masks_cover_the_keys_that_a_row_may_not_see_and_no_more():
+    key = torch.randn(1, G, N, D)
+    call = KernelCall(torch.randn(1, H, N, D), key, scale=0.3, causal=True)
+    (seeing,) = cut([Placement(0, torch.tensor([N - 1]), COLUMNS, 0, N)], H, G, D, 1 << 20, key.device)
+    assert seeing.mask(call).values.numel() == 0
+    rows = torch.arange(12, 20)
+    pieces = cut([Placement(0, rows, COLUMNS, 0, N)], H, G, D, 8_000, key.device)
+    assert len(pieces) > 1 and len({id(piece.keys_sK) for piece in pieces}) == 1  # copied once for all of them
+    for piece in pieces:
+        mask, hidden = piece.mask(call), torch.arange(N) > piece.rows_sr[0][:, None]
+        assert mask.first == int(piece.rows_sr.min()) + 1
+        assert torch.equal(mask.values[0, 0], hidden[:, mask.first :])
 
 
 class LiveBytes(TorchDispatchMode):

@@ -10,8 +10,7 @@ from realad_verl.attention import flash_reference
 from realad_verl.attention.calls import KernelCall
 from realad_verl.attention.layout import RowRequest, place
 from realad_verl.attention.pieces import cut, whole
-from realad_verl.attention.rows import add_head_sum
-from realad_verl.attention.triton_kernel import add_head_sum_triton
+from realad_verl.attention.rows import add_fused, add_head_sum
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 H, G, N = 4, 2, 90
@@ -38,12 +37,13 @@ def both(call: KernelCall, wanted: list[RowRequest]) -> tuple[list[torch.Tensor]
     found = []
     for add, pieces in (
         (add_head_sum, cut(placed, H, G, call.key_BGND.shape[3], 1 << 26, DEVICE)),
-        (add_head_sum_triton, whole(placed, G, DEVICE)),
+        (add_fused, whole(placed, G, DEVICE)),
     ):
         rows = {}
-        for piece in pieces:
-            part = torch.ones(*piece.rows_sr.shape, piece.columns_sC.shape[1], device=DEVICE)  # it is added to
-            add(part, call, piece, 0.5)
+        # They are added to.
+        sums = [torch.ones(*piece.rows_sr.shape, piece.columns_sC.shape[1], device=DEVICE) for piece in pieces]
+        add(sums, call, pieces, 0.5)
+        for piece, part in zip(pieces, sums, strict=True):
             for (i, _, count, columns), sum_rC in zip(piece.parts, part, strict=True):
                 rows[i] = sum_rC[:count, :columns]
         found.append([rows[i] for i in sorted(rows)])
