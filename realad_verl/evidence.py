@@ -43,8 +43,8 @@ from realad_verl.method.spans import reasoning_tokens, word_tokens
 class EvidencePlan:
     """What to read for one sequence. ``request`` is None exactly where ``problem`` is set.
 
-    ``reasoning``: indices of the reasoning tokens within the response (R of them, the rows' order); ``token_ids`` [R]:
-    their ids.
+    ``pieces``: the text that each response token adds. ``reasoning``: indices of the reasoning tokens within the
+    response (R of them, the rows' order); ``token_ids`` [R]: their ids.
     """
 
     request: RowRequest | None
@@ -53,6 +53,7 @@ class EvidencePlan:
     reasoning: list[int]
     problem: str | None
     token_ids: Tensor | None = None
+    pieces: Sequence[str] = ()
 
 
 class EvidenceBuilder:
@@ -85,15 +86,16 @@ class EvidenceBuilder:
         """
         input_ids = input_ids.detach().cpu()
         prompt, response = input_ids[:prompt_length], input_ids[prompt_length:]
-        reasoning = reasoning_tokens(response_pieces(self.tokenizer, response.tolist()), self.cfg.spans)
+        pieces = response_pieces(self.tokenizer, response.tolist())
+        reasoning = reasoning_tokens(pieces, self.cfg.spans)
         words = self._words(tuple(prompt.tolist()))
         try:
             layout = self.backbone.image_layout(prompt, self.model_config, processor_outputs, self.tokenizer)
         except MultipleImagesError:
-            return EvidencePlan(None, None, len(words), reasoning, "multiple_images")
+            return EvidencePlan(None, None, len(words), reasoning, "multiple_images", pieces=pieces)
         problem = self._problem(layout, words, reasoning)
         if problem is not None or layout is None:
-            return EvidencePlan(None, layout, len(words), reasoning, problem)
+            return EvidencePlan(None, layout, len(words), reasoning, problem, pieces=pieces)
         # The query at a token sees the token itself; the query before it is the one that predicted it.
         shift = {"at": 0, "before": -1}[self.cfg.readout.query]
         request = RowRequest(
@@ -103,7 +105,7 @@ class EvidenceBuilder:
             queries=torch.tensor(reasoning) + prompt_length + shift,
             columns=torch.cat([layout.columns, torch.tensor(words, dtype=torch.long)]),
         )
-        return EvidencePlan(request, layout, len(words), reasoning, None, response[reasoning])
+        return EvidencePlan(request, layout, len(words), reasoning, None, response[reasoning], pieces)
 
     def _find_words(self, prompt_ids: tuple[int, ...]) -> list[int]:
         return word_tokens(token_pieces(self.tokenizer, prompt_ids), self.cfg.readout.words)

@@ -20,10 +20,9 @@ from torch import Tensor
 from realad_verl.attention.generation import reading_generation
 from realad_verl.attention.readout import AttentionReadout
 from realad_verl.backbones import backbone_for
-from realad_verl.backbones.answers import AnswerScores, answer_ids, yes_share
+from realad_verl.backbones.answers import GenerationScores, answer_ids, yes_share
 from realad_verl.backbones.base import placeholder_ids
 from realad_verl.backbones.inputs import PromptInputs, chat_text, collate, prepare
-from realad_verl.backbones.pieces import response_pieces
 from realad_verl.data.depth import Depth
 from realad_verl.data.images import ImageSource, load_image
 from realad_verl.data.prompts import hf_messages
@@ -31,6 +30,7 @@ from realad_verl.errors import UserError, bad_value
 from realad_verl.evidence import EvidenceBuilder, EvidencePlan
 from realad_verl.localization import Localization, TokenEvidence, localization
 from realad_verl.method.config import MethodConfig
+from realad_verl.method.evidence import Evidence
 from realad_verl.method.labels import read_label
 from realad_verl.method.spans import answer_token, opened_spans, parse_response
 from realad_verl.models import load_model
@@ -40,16 +40,11 @@ __all__ = ["Localization", "Localizer", "TokenEvidence"]
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One prompt and response in the teacher-forced forward; ``score_at``: the position that predicts the answer.
-
-    ``answer``: index of the response token that begins the answer, None where there is none.
-    """
+    """One prompt and response; ``answer``: index of the response token that begins the answer, None without one."""
 
     prompt: PromptInputs
-    pieces: list[str]
-    tail: Tensor
+    response: Tensor
     plan: EvidencePlan
-    score_at: int
     answer: int | None
 
 
@@ -86,6 +81,7 @@ class Localizer:
         of = self.method.readout
         self.readout = AttentionReadout(model, of.layers, of.max_bytes, kernel=of.kernel, heads=of.heads)
         self.answer_ids = answer_ids(self.tokenizer)
+        self._reserved = sorted(placeholder_ids(model.config))
 
     @classmethod
     def from_pretrained(
@@ -157,9 +153,9 @@ class Localizer:
     @torch.no_grad()
     def _localize(self, images: Sequence[Image.Image], prompts: Sequence[PromptInputs]) -> list[Localization]:
         """Generates and reads in one pass; what the steps do not tell is read by a forward of its own."""
-        kept = AnswerScores(self.answer_ids)
+        scores = GenerationScores(self._reserved, self.answer_ids)
         with reading_generation(self.readout, [len(prompt.input_ids) for prompt in prompts]) as reading:
-            responses = self._generate(prompts, kept)
+            responses = self._generate(prompts, scores)
         sequences = [self._sequence(i, prompts[i], ids) for i, ids in enumerate(responses)]
         told = [
             i
@@ -175,8 +171,7 @@ class Localizer:
         for i, found in zip(told, evidence, strict=True):
             s = sequences[i]
             assert s.answer is not None
-            score = kept.share(i, s.answer)
-            results[i] = localization(images[i], s.pieces, s.plan.reasoning, found, score, self.method.spans)
+            results[i] = self._result(images[i], s.plan, found, scores.share(i, s.answer))
         rest = [i for i in range(len(images)) if i not in results]
         if rest:
             others = self._explain([images[i] for i in rest], [prompts[i] for i in rest], [responses[i] for i in rest])
@@ -187,11 +182,11 @@ class Localizer:
     def _generate(
         self,
         prompts: Sequence[PromptInputs],
-        kept: AnswerScores | None = None,
+        scores: GenerationScores | None = None,
         do_sample: bool = False,
         **sampling: Any,
     ) -> list[list[int]]:
-        """Responses, greedy by default, each up to and with its end token; ``kept`` sees the scores of every step."""
+        """Responses, greedy by default, each up to and with its end token; ``scores`` sees every step."""
         batch = self._batch(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), "left")
         config = type(self.model.generation_config)(
             do_sample=do_sample,
@@ -199,10 +194,9 @@ class Localizer:
             max_new_tokens=self.max_new_tokens,
             eos_token_id=self.model.generation_config.eos_token_id,
             pad_token_id=self._pad_id,
-            suppress_tokens=sorted(placeholder_ids(self.model.config)),
         )
-        watching = {} if kept is None else {"logits_processor": [kept]}
-        output = self.model.generate(**batch, generation_config=config, **watching)
+        processors = [scores or GenerationScores(self._reserved)]
+        output = self.model.generate(**batch, generation_config=config, logits_processor=processors)
         generated = output[:, batch["input_ids"].shape[1] :].tolist()
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         stops = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in generated]
@@ -213,8 +207,14 @@ class Localizer:
         self, images: Sequence[Image.Image], prompts: Sequence[PromptInputs], response_ids: Sequence[Sequence[int]]
     ) -> list[Localization]:
         sequences = [self._sequence(i, prompts[i], list(ids)) for i, ids in enumerate(response_ids)]
-        batch = self._batch(prompts, [sequence.tail for sequence in sequences], "right")
-        wanted = sorted({sequence.score_at for sequence in sequences})
+        tails = [self._tail(sequence) for sequence in sequences]
+        batch = self._batch(prompts, tails, "right")
+        # The position that predicts the answer, by sequence.
+        score_at = [
+            len(s.prompt.input_ids) + (len(tail) if s.answer is None else s.answer) - 1
+            for s, tail in zip(sequences, tails, strict=True)
+        ]
+        wanted = sorted(set(score_at))
         requests = [s.plan.request for s in sequences if s.plan.request is not None]
         with self.readout.reading(requests) as reading:
             positions = torch.tensor(wanted, device=self.model.device)
@@ -222,26 +222,28 @@ class Localizer:
         if logits_BKV.shape[1] != len(wanted):  # a forward that takes the option and keeps all (MiniCPM-V)
             logits_BKV = logits_BKV[:, positions]
         evidence = self.builder.reduce([s.plan for s in sequences], reading.rows())
-        scores = [yes_share(logits_BKV[i, wanted.index(s.score_at)], self.answer_ids) for i, s in enumerate(sequences)]
+        scores = [yes_share(logits_BKV[i, wanted.index(at)], self.answer_ids) for i, at in enumerate(score_at)]
         return [
-            localization(image, s.pieces, s.plan.reasoning, found, score, self.method.spans)
+            self._result(image, s.plan, found, score)
             for image, s, found, score in zip(images, sequences, evidence, scores, strict=True)
         ]
 
-    def _sequence(self, index: int, prompt: PromptInputs, ids: list[int]) -> _Sequence:
-        response = torch.tensor(ids, dtype=torch.long)
-        length = len(prompt.input_ids)
-        plan = self.builder.plan(torch.cat([prompt.input_ids, response]), length, prompt.image, batch_row=index)
-        pieces = response_pieces(self.tokenizer, ids)
-        answer = answer_token(pieces, self.method.spans)
-        # What is appended comes after every reasoning token, so their attention is the same with and without it.
-        tail = response if answer is not None else torch.cat([_body(response, pieces), self._opened_answer(pieces)])
-        score_at = length + (answer if answer is not None else len(tail)) - 1
-        reserved = torch.tensor(sorted(placeholder_ids(self.model.config)))
-        tail = tail.masked_fill(torch.isin(tail, reserved), self._pad_id)
-        return _Sequence(prompt, pieces, tail, plan, score_at, answer)
+    def _result(self, image: Image.Image, plan: EvidencePlan, evidence: Evidence, score: float) -> Localization:
+        return localization(image, plan.pieces, plan.reasoning, evidence, score, self.method.spans)
 
-    def _opened_answer(self, pieces: list[str]) -> Tensor:
+    def _sequence(self, index: int, prompt: PromptInputs, ids: list[int]) -> _Sequence:
+        response, length = torch.tensor(ids, dtype=torch.long), len(prompt.input_ids)
+        plan = self.builder.plan(torch.cat([prompt.input_ids, response]), length, prompt.image, batch_row=index)
+        return _Sequence(prompt, response, plan, answer_token(plan.pieces, self.method.spans))
+
+    def _tail(self, s: _Sequence) -> Tensor:
+        """What the teacher-forced forward gets behind the prompt: the response, up to where an answer would begin."""
+        # What is appended comes after every reasoning token, so their attention is the same with and without it.
+        opened = self._opened_answer(s.plan.pieces) if s.answer is None else None
+        tail = s.response if opened is None else torch.cat([_body(s.response, s.plan.pieces), opened])
+        return tail.masked_fill(torch.isin(tail, torch.tensor(self._reserved)), self._pad_id)
+
+    def _opened_answer(self, pieces: Sequence[str]) -> Tensor:
         """The tags that lead from a response without an answer to where one would be."""
         spans = self.method.spans
         problem = parse_response("".join(pieces), spans).problem
@@ -270,6 +272,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _body(response: Tensor, pieces: list[str]) -> Tensor:
+def _body(response: Tensor, pieces: Sequence[str]) -> Tensor:
     """The response without the special tokens at its end."""
     return response[: max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)]

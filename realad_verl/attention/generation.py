@@ -40,6 +40,11 @@ class GenerationReading(Reading):
         self._queries: dict[int, list[Tensor]] = {}
         self._last: dict[int, KernelCall] = {}
 
+    def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
+        """No hook says that a layer has ended: these run at every layer of every step, and `saw` knows it."""
+        for index, (_, module) in self._readout.layers.items():
+            yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
+
     def wants_call(self) -> bool:
         return self._layer is not None
 
@@ -94,16 +99,13 @@ class GenerationReading(Reading):
 
     def _hides_padding_only(self, call: KernelCall, keys: int) -> bool:
         """Whether the last step saw every key but the padding, so that causality is all there is to know."""
-        pads = torch.tensor([self._width - length for length in self._lengths], device=call.query_BHND.device)
         if call.mask is None:
-            return not bool(pads.any())
+            return all(length == self._width for length in self._lengths)
+        pads = torch.tensor([self._width - length for length in self._lengths], device=call.query_BHND.device)
         if call.mask.shape[1:] != (1, 1, keys):
             return False
         visible_BK = call.mask[:, 0, 0] if call.mask.dtype == torch.bool else call.mask[:, 0, 0] > -1e4
         return bool((visible_BK == (torch.arange(keys, device=pads.device) >= pads[:, None])).all())
-
-    def _forward_begins(self, *_: object) -> None:
-        """A forward a token."""
 
     def _place(self, call: KernelCall) -> list[Placement]:
         device = call.query_BHND.device

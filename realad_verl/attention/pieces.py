@@ -204,23 +204,21 @@ def _piece(
         longest = max(map(len, positions))
         return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in positions]).to(device)
 
-    def numbers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long).to(device)
-
     columns_sC = padded([p.columns for p in some])
-    start_s, stop_s = numbers([p.start for p in some]), numbers([p.stop for p in some])
+    numbers = [(p.batch, p.start, p.stop, count, len(p.columns)) for p, (_, _, count) in zip(some, parts, strict=True)]
+    batch_s, start_s, stop_s, n_rows_s, n_columns_s = torch.tensor(numbers).T.contiguous().to(device)  # in one copy
     along_K = torch.arange(max(map(_keys, some)), device=device)
     return Piece(
         parts=[(i, first, count, len(p.columns)) for (i, first, count), p in zip(parts, some, strict=True)],
-        batch_s=numbers([p.batch for p in some]),
+        batch_s=batch_s,
         rows_sr=padded([p.rows[first : first + count] for (_, first, count), p in zip(parts, some, strict=True)]),
         columns_sC=columns_sC,
         start_s=start_s,
         stop_s=stop_s,
         keys_sK=torch.minimum(start_s[:, None] + along_K, stop_s[:, None] - 1),
         wanted_sC=columns_sC - start_s[:, None],
-        n_rows_s=numbers([count for _, _, count in parts]),
-        n_columns_s=numbers([len(p.columns) for p in some]),
+        n_rows_s=n_rows_s,
+        n_columns_s=n_columns_s,
         key_heads=key_heads,
     )
 

@@ -137,6 +137,10 @@ def _scale(given: float | None, query: Tensor) -> float:
     return query.shape[-1] ** -0.5 if given is None else float(given)
 
 
+# Asked for at every layer of every step of a generation.
+_reads_sdpa, _reads_eager = functools.lru_cache(maxsize=32)(read_sdpa), functools.lru_cache(maxsize=32)(read_eager)
+
+
 def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps ``AttentionInterface.get_interface``: what it hands out for sdpa and eager reports its calls."""
 
@@ -145,9 +149,8 @@ def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:
         function = original(self, attn_implementation, default)
         if listening_observer() is None:
             return function
-        if attn_implementation == "sdpa":
-            return read_sdpa(function)
-        return read_eager(function) if attn_implementation == "eager" else function
+        adapter = {"sdpa": _reads_sdpa, "eager": _reads_eager}.get(attn_implementation)
+        return function if adapter is None else adapter(function)
 
     return wrapped
 
@@ -204,6 +207,11 @@ def wrapped_sites(sites: Iterable[Site]) -> Iterator[None]:
         yield
 
 
+@functools.lru_cache(maxsize=64)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
 def _wrap(site: Site) -> None:
     where = f"{getattr(site.owner, '__qualname__', None) or site.owner.__name__}.{site.name}"
     with _lock:
@@ -212,7 +220,7 @@ def _wrap(site: Site) -> None:
             original = getattr(site.owner, site.name, None)
             if original is None:
                 raise UserError(f"{where} does not exist: this version of the library cannot be read")
-            missing = set(site.parameters) - set(inspect.signature(original).parameters)
+            missing = set(site.parameters) - set(_parameters(original))
             if missing:
                 raise UserError(
                     f"{where} has no parameter {sorted(missing)}: this version of the library cannot be read"

@@ -1,5 +1,6 @@
 """How sure a model is of "yes" against "no", from the next-token logits where its answer begins."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,24 +29,35 @@ def answer_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def yes_share(logits_V: Tensor, ids: tuple[list[int], list[int]]) -> float:
     """P(yes) / (P(yes) + P(no)) from next-token logits, each summed over its tokens (``answer_ids``)."""
-    yes, no = (torch.logsumexp(logits_V[part].double(), 0) for part in ids)
-    return float(torch.sigmoid(yes - no))
+    return _share(*(logits_V[part] for part in ids))
 
 
-class AnswerScores(LogitsProcessor):
-    """Keeps what `yes_share` needs of every step of a generation, and changes nothing."""
+def _share(yes: Tensor, no: Tensor) -> float:
+    return float(torch.sigmoid(yes.double().logsumexp(0) - no.double().logsumexp(0)))
 
-    def __init__(self, ids: tuple[list[int], list[int]]) -> None:
-        self._yes, self._no = ids
-        self._columns = torch.tensor([*self._yes, *self._no])
+
+class GenerationScores(LogitsProcessor):
+    """Keeps some tokens from being generated, and of every step what `yes_share` needs.
+
+    One processor for both, since each costs time at every step; transformers' own for the first compares every token of
+    the vocabulary with the forbidden ones.
+    """
+
+    def __init__(self, forbidden: Sequence[int], ids: tuple[list[int], list[int]] | None = None) -> None:
+        """``ids``: as from `answer_ids`; None: nothing is kept."""
+        self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.long)
+        yes, no = ids if ids is not None else ([], [])
+        self._n_yes, self._columns = len(yes), torch.tensor([*yes, *no], dtype=torch.long)
         self._steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._columns = self._columns.to(scores.device)  # once: a list would be copied to the device at every step
-        self._steps.append(scores.index_select(1, self._columns))
+        if self._columns.device != scores.device:  # once: a list would be copied to the device at every step
+            self._columns, self._forbidden = self._columns.to(scores.device), self._forbidden.to(scores.device)
+        scores = scores.index_fill(1, self._forbidden, float("-inf"))
+        if len(self._columns):
+            self._steps.append(scores.index_select(1, self._columns))
         return scores
 
     def share(self, sequence: int, step: int) -> float:
         """P(yes) / (P(yes) + P(no)) of the token that step ``step`` made."""
-        first = len(self._yes)
-        return yes_share(self._steps[step][sequence], (list(range(first)), list(range(first, first + len(self._no)))))
+        return _share(*self._steps[step][sequence].split([self._n_yes, len(self._columns) - self._n_yes]))

@@ -35,6 +35,7 @@ def response_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return ["" if int(i) in special else next(texts) for i in ids]
 
 
+@lru_cache(maxsize=16)
 def _is_byte_level(tokenizer: Any) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:

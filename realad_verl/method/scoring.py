@@ -75,8 +75,7 @@ def _entropy_chunk(rows_nP: Tensor, grid: tuple[int, int], share: str) -> Tensor
     # The maps stand in one column with an empty line between them, so that no region crosses from map to map.
     canvas = np.zeros((n, height + 1, width), dtype=np.uint8)
     np.greater(rows_nP.numpy(), mean_n[:, None].numpy(), out=canvas[:, :height].reshape(n, P), casting="unsafe")
-    count, labels = cv2.connectedComponents(canvas.reshape(-1, width), connectivity=8, ltype=cv2.CV_32S)
-    label = torch.from_numpy(labels).reshape(-1)
+    count, label = _components(canvas.reshape(-1, width))
 
     if share == "area":
         size_nk = None
@@ -95,6 +94,16 @@ def _entropy_chunk(rows_nP: Tensor, grid: tuple[int, int], share: str) -> Tensor
     # Equal partitions must have equal entropy, whatever the order of the sums: rounding takes their noise away.
     entropy_n = (total_n.log() - mean_log_n).round(decimals=9).clamp(min=0.0)
     return torch.where(usable_n, entropy_n, math.log(max(P, 1))).float()
+
+
+def _components(canvas: np.ndarray) -> tuple[int, Tensor]:
+    """Number of labels, and the label of each pixel in one row; 0 is the background."""
+    if cv2.getNumThreads() > torch.get_num_threads():
+        # OpenCV takes every core, whatever this process was told to take, and its threads spin when they have nothing
+        # to do: on a machine with a rank a GPU that is every core, once for every rank.
+        cv2.setNumThreads(torch.get_num_threads())
+    count, labels = cv2.connectedComponents(canvas, connectivity=8, ltype=cv2.CV_32S)
+    return count, torch.from_numpy(labels).reshape(-1)
 
 
 def contrast(rows_TP: Tensor) -> Tensor:
