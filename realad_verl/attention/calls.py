@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -51,8 +51,8 @@ class Observer(Protocol):
 
     padding_mask_BT: Tensor | None
 
-    def wants_call(self) -> bool:
-        """Whether the running layer is one that is read and has not been seen yet."""
+    def wants_call(self, module: Any = None) -> bool:
+        """Whether the running layer is one that is read and has not been seen yet; ``module`` is its, where known."""
         ...
 
     def saw(self, call: KernelCall) -> None:
@@ -68,10 +68,13 @@ def active_observer() -> Observer | None:
     return _ACTIVE.get()
 
 
-def listening_observer() -> Observer | None:
-    """The reading of this thread if it wants the kernel call that is about to run, else None."""
+def listening_observer(module: Any = None) -> Observer | None:
+    """The reading of this thread if it wants the kernel call that is about to run, else None.
+
+    ``module``: whose call it is, where the kernel is told (sdpa and eager are, flash-attn is not).
+    """
     observer = _ACTIVE.get()
-    return observer if observer is not None and observer.wants_call() else None
+    return observer if observer is not None and observer.wants_call(module) else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ rows of all tokens are computed at once, by the same code that reads a whole for
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,16 +38,20 @@ class GenerationReading(Reading):
         super().__init__(readout, [], None)
         self._lengths = list(lengths)
         self._width = max(lengths)
+        self._index = {module: index for index, (_, module) in self._readout.layers.items()}
         self._queries: dict[int, list[Tensor]] = {}
         self._last: dict[int, KernelCall] = {}
 
     def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
-        """No hook says that a layer has ended: these run at every layer of every step, and `saw` knows it."""
+        """Only where the kernel is not told whose call it is: a hook takes time at every layer of every step."""
         for index, (_, module) in self._readout.layers.items():
-            yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
+            if "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
+                yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
 
-    def wants_call(self) -> bool:
-        return self._layer is not None
+    def wants_call(self, module: Any = None) -> bool:
+        if module is not None:
+            self._layer = self._index.get(module)
+        return module is None or self._layer is not None
 
     def saw(self, call: KernelCall) -> None:
         if self._layer is None:
@@ -72,14 +77,14 @@ class GenerationReading(Reading):
         self._requests = list(requests)
         if not self._requests:
             return []
-        for layer in self._readout.layers:
-            call = self._whole(layer)
-            if call is None:
-                return None
-            self._layer, self._device = layer, call.query_BHND.device
-            with full_precision(self._device.type):
+        with full_precision(next(self._readout.decoder.parameters()).device.type):
+            for layer in self._readout.layers:
+                call = self._whole(layer)
+                if call is None:
+                    return None
+                self._layer, self._device = layer, call.query_BHND.device
                 self._add(call)
-            self._seen.add(layer)
+                self._seen.add(layer)
         return self.rows()
 
     def _whole(self, layer: int) -> KernelCall | None:

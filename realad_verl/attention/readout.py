@@ -185,7 +185,7 @@ class Reading:
             yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
             yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
 
-    def wants_call(self) -> bool:
+    def wants_call(self, module: nn.Module | None = None) -> bool:
         return self._layer is not None and self._layer not in self._seen and bool(self._requests)
 
     @torch.no_grad()

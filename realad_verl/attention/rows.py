@@ -52,12 +52,16 @@ def _logits(call: KernelCall, pieces: Sequence[Piece]) -> Iterator[tuple[int, Te
         numbers = list(some)
         at_once = pieces[numbers[0]].key_heads
         for group in range(0, groups, at_once):
-            g, h = slice(group, group + at_once), slice(group * share, (group + at_once) * share)
-            sink_h = None if call.sink_H is None else call.sink_H[h]
-            part = replace(call, query_BHND=call.query_BHND[:, h], key_BGND=call.key_BGND[:, g], sink_H=sink_h)
+            h = slice(group * share, (group + at_once) * share)
+            part = call if at_once >= groups else _of_key_heads(call, slice(group, group + at_once), h)
             keys = _Keys.of(part, pieces[numbers[0]])
             for i in numbers:
                 yield i, _logits_of(part, keys, pieces[i], pieces[i].mask(call).of_heads(h))
+
+
+def _of_key_heads(call: KernelCall, g: slice, h: slice) -> KernelCall:
+    sink_h = None if call.sink_H is None else call.sink_H[h]
+    return replace(call, query_BHND=call.query_BHND[:, h], key_BGND=call.key_BGND[:, g], sink_H=sink_h)
 
 
 @dataclass(frozen=True)

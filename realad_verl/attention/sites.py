@@ -52,7 +52,7 @@ def read_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapped(module, query, key, value, attention_mask, *args, **kwargs):
-        observer = listening_observer()
+        observer = listening_observer(module)
         if observer is None:
             return original(module, query, key, value, attention_mask, *args, **kwargs)
         output = original(module, query, key, value, attention_mask, *args, **kwargs)
@@ -78,7 +78,7 @@ def read_eager(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapped(module, query, key, value, attention_mask, *args, **kwargs):
-        observer = listening_observer()
+        observer = listening_observer(module)
         output = original(module, query, key, value, attention_mask, *args, **kwargs)
         if observer is not None:
             if kwargs.get("dropout"):

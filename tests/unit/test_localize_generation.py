@@ -10,6 +10,7 @@ from PIL import Image
 from test_localize import GOOD, ids, picture
 from transformers import LogitsProcessor
 
+from realad_verl.attention import flash_reference
 from realad_verl.backbones.inputs import prepare
 from realad_verl.localize import Localizer
 from realad_verl.method.config import MethodConfig
@@ -90,6 +91,22 @@ def test_every_setting_of_the_readout(readout, monkeypatch):
         localizer([picture(), picture()]), localizer.explain([picture()] * 2, responses), strict=True
     ):
         same(one, other)
+
+
+@pytest.mark.parametrize(("attention", "forwards"), [("flash_attention_2", 1), ("sdpa", 1), ("eager", 2)])
+def test_every_kernel(attention, forwards, monkeypatch):
+    """flash-attn is not told whose call it is; eager's probabilities of one step are not those of all keys."""
+    tiny = tiny_models.build("qwen2_5_vl")
+    with flash_reference.as_flash_attention_2():
+        config = tiny.model.config
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            part._attn_implementation = attention  # its setter would ask for the flash-attn package
+        localizer = Localizer(tiny.model, tiny.processor)
+        responses, widths, handle = dictate(localizer, monkeypatch, [GOOD])
+        got = localizer([picture()])
+        handle.remove()
+        assert sum(width > 1 for width in widths) == forwards
+        same(got[0], localizer.explain([picture()], responses)[0])
 
 
 def test_a_response_without_an_answer_gets_a_forward_of_its_own(monkeypatch):
