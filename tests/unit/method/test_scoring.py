@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -161,3 +162,15 @@ def test_contrast_tells_a_sharp_region_from_a_broad_one():
     rows, cfg = torch.stack([broad, sharp]), ScoringConfig(concentration="contrast")
     assert concentration(rows, (5, 5)).tolist() == [0.0, 0.0]
     assert concentration(rows, (5, 5), cfg).tolist() == pytest.approx([2.5, 12.5])
+
+
+def test_labelling_takes_no_more_threads_than_torch():
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    try:
+        cv2.setNumThreads(2)
+        torch.set_num_threads(1)
+        spatial_entropy(torch.rand(40, 25), (5, 5))
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
