@@ -84,6 +84,15 @@ def summarise(counted: dict[str, list[dict]]) -> dict:
     return result
 
 
+def ratios(runs: list[list[dict]], base: list[list[dict]]) -> list[float]:
+    """Of each round: the median of the phases' sum over that of the first variant's job."""
+
+    def median(records: list[dict]) -> float:
+        return statistics.median(sum(r[f"timing_s/{phase}"] for phase in PHASES) for r in records[1:])
+
+    return [median(run) / median(other) for run, other in zip(runs, base, strict=True)]
+
+
 def _quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4) if len(values) > 1 else values
 
@@ -109,6 +118,7 @@ def main() -> None:
                 assert_same_evidence(jobs["cgro"][turn][0], jobs["eager"][turn][0])
     counted = {name: [record for records in runs for record in records[1:]] for name, runs in jobs.items()}
     report = summarise(counted) | {
+        "ratio_by_round": {name: ratios(jobs[name], jobs[next(iter(jobs))]) for name in jobs},
         "steps_counted": {name: len(records) for name, records in counted.items()},
         "response_tokens": {n: statistics.fmean(r["response_length/mean"] for r in c) for n, c in counted.items()},
         # See train/wire.py: the reward moves the summary alone (6 floats); maps and tokens are for logging.
@@ -121,6 +131,7 @@ def main() -> None:
     for phase in (*PHASES, "together"):
         parts = [f"{name} {r['seconds']:.3f} s ({r['ratio']:.3f})" for name, r in report[phase].items()]
         print(f"{phase:>14}: {', '.join(parts)}")
+    print(f"together, by round: {report['ratio_by_round']}")
 
 
 if __name__ == "__main__":
