@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/localize.py [--engines transformers,vllm] [--json]
 
-The shipped tiny backbone on procedural images. ``generate``: responses only; ``localize``: the same, then one
-teacher-forced forward with the read-out, scores and maps. Interleaved rounds, medians, CPU time of this process and its
-children (vLLM works in two more), since other work on the machine hardly changes it. ``--layers N`` takes a random
-model of Qwen2.5-0.5B's layer shape instead, whose responses always reach the token limit; having no reasoning, they
-leave the read-out itself out, a few percent of the forward (evidence_overhead.py).
+The shipped tiny backbone on procedural images. ``generate``: responses only; ``localize``: the same with attention and
+score read as it generates (of vLLM's responses by one teacher-forced forward after it), and maps. Interleaved rounds,
+medians, CPU time of this process and its children (vLLM works in two more), since other work on the machine hardly
+changes it. ``--layers N`` takes a random model of Qwen2.5-0.5B's layer shape instead, which is made to say a reasoning
+and an answer of ``--tokens`` tokens.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import psutil
 import torch
 from _timing import hardware
 from PIL import Image
+from transformers import LogitsProcessor
 
 from realad_verl.data.procedural import ProceduralDefects
 from realad_verl.localize import Localizer
@@ -53,6 +54,31 @@ def save_wide_model(folder: Path, layers: int) -> None:
     torch.manual_seed(0)
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     tiny_processor(tokenizer).save_pretrained(folder)
+
+
+class Dictated(LogitsProcessor):
+    """Makes a random model say one response."""
+
+    def __init__(self, response: list[int], width: int) -> None:
+        self.response, self.width = response, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = min(input_ids.shape[1] - self.width, len(self.response) - 1)
+        return scores.index_fill(1, torch.tensor([self.response[step]]), 1e4)
+
+
+def dictate(localizer: Localizer, tokens: int) -> None:
+    """From now on its model says ``tokens`` tokens: a reasoning, then an answer."""
+    encode, generate = localizer.tokenizer.encode, localizer.model.generate
+    begin, word, end = (encode(text) for text in ("<think>", " defect", "</think><answer> yes </answer>"))
+    end.append(localizer.tokenizer.eos_token_id)
+    response = begin + word * ((tokens - len(begin) - len(end)) // len(word)) + end
+
+    def dictated(*, logits_processor: list[Any], **kwargs: Any) -> Any:
+        voice = Dictated(response, kwargs["input_ids"].shape[1])
+        return generate(logits_processor=[*logits_processor, voice], **kwargs)
+
+    localizer.model.generate = dictated
 
 
 def transformers_calls(localizer: Localizer) -> dict[str, Callable[[list[Image.Image]], Any]]:
@@ -125,6 +151,8 @@ def main() -> None:
             model = folder
             save_wide_model(Path(folder), arguments.layers)
         localizer = Localizer.from_pretrained(model, max_new_tokens=arguments.tokens)
+        if arguments.layers:
+            dictate(localizer, arguments.tokens)
         for name in arguments.engines.split(","):
             made = (
                 transformers_calls(localizer) if name == "transformers" else vllm_calls(localizer, model, max(batches))
