@@ -56,7 +56,7 @@ def read_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
         if observer is None:
             return original(module, query, key, value, attention_mask, *args, **kwargs)
         output = original(module, query, key, value, attention_mask, *args, **kwargs)
-        options = dict(zip(("dropout", "scaling", "is_causal"), args, strict=False)) | kwargs
+        options = dict(zip(("dropout", "scaling", "is_causal"), args, strict=False)) | kwargs if args else kwargs
         causal = options.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         observer.saw(
@@ -138,7 +138,10 @@ def _scale(given: float | None, query: Tensor) -> float:
 
 
 # Asked for at every layer of every step of a generation.
-_reads_sdpa, _reads_eager = functools.lru_cache(maxsize=32)(read_sdpa), functools.lru_cache(maxsize=32)(read_eager)
+_ADAPTERS = {
+    "sdpa": functools.lru_cache(maxsize=32)(read_sdpa),
+    "eager": functools.lru_cache(maxsize=32)(read_eager),
+}
 
 
 def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,8 +152,7 @@ def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:
         function = original(self, attn_implementation, default)
         if listening_observer() is None:
             return function
-        adapter = {"sdpa": _reads_sdpa, "eager": _reads_eager}.get(attn_implementation)
-        return function if adapter is None else adapter(function)
+        return _ADAPTERS[attn_implementation](function) if attn_implementation in _ADAPTERS else function
 
     return wrapped
 
