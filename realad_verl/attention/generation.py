@@ -47,6 +47,7 @@ class GenerationReading(Reading):
         for index, (_, module) in self._readout.layers.items():
             if "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
                 yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
+                yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
 
     def wants_call(self, module: Any = None) -> bool:
         if module is not None:

@@ -49,10 +49,13 @@ class GenerationScores(LogitsProcessor):
         yes, no = ids if ids is not None else ([], [])
         self._n_yes, self._columns = len(yes), torch.tensor([*yes, *no], dtype=torch.long)
         self._steps: list[Tensor] = []
+        self._placed = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._columns.device != scores.device:  # once: a list would be copied to the device at every step
-            self._columns, self._forbidden = self._columns.to(scores.device), self._forbidden.to(scores.device)
+        if not self._placed:  # once: a list would be copied to the device at every step
+            known = self._forbidden[self._forbidden < scores.shape[1]]  # a placeholder may have no logit at all
+            self._columns, self._forbidden = self._columns.to(scores.device), known.to(scores.device)
+            self._placed = True
         scores = scores.index_fill(1, self._forbidden, float("-inf"))
         if len(self._columns):
             self._steps.append(scores.index_select(1, self._columns))

@@ -1,6 +1,7 @@
 """What is read while a model generates is what a teacher-forced forward over the same response reads."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_localize import GOOD, ids, picture
 from transformers import LogitsProcessor
 
 from realad_verl.attention import flash_reference
+from realad_verl.backbones.answers import GenerationScores
 from realad_verl.backbones.inputs import prepare
 from realad_verl.localize import Localizer
 from realad_verl.method.config import MethodConfig
@@ -107,6 +109,13 @@ def test_every_kernel(attention, forwards, monkeypatch):
         handle.remove()
         assert sum(width > 1 for width in widths) == forwards
         same(got[0], localizer.explain([picture()], responses)[0])
+
+
+def test_a_placeholder_without_a_logit_is_no_error():
+    scores = GenerationScores([1, 9], ([2], [3]))
+    logits = torch.tensor([[0.0, 5.0, 2.0, 1.0]])
+    assert scores(torch.tensor([[0]]), logits).tolist() == [[0.0, float("-inf"), 2.0, 1.0]]
+    assert scores.share(0, 0) == pytest.approx(1 / (1 + math.exp(-1.0)))
 
 
 def test_a_response_without_an_answer_gets_a_forward_of_its_own(monkeypatch):
