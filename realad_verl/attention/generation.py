@@ -14,7 +14,6 @@ from torch import Tensor
 
 from realad_verl.attention.calls import KernelCall, observed_by
 from realad_verl.attention.layout import Placement, RowRequest
-from realad_verl.attention.precision import full_precision
 from realad_verl.attention.readout import AttentionReadout, Reading
 from realad_verl.attention.sites import wrapped_sites
 
@@ -38,16 +37,12 @@ class GenerationReading(Reading):
         super().__init__(readout, [], None)
         self._lengths = list(lengths)
         self._width = max(lengths)
-        self._index = {module: index for index, (_, module) in self._readout.layers.items()}
         self._queries: dict[int, list[Tensor]] = {}
         self._last: dict[int, KernelCall] = {}
 
     def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
-        """Only where the kernel is not told whose call it is: a hook takes time at every layer of every step."""
-        for index, (_, module) in self._readout.layers.items():
-            if "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
-                yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
-                yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
+        """Without that which counts forwards: each step is one."""
+        yield from self._layer_hooks()
 
     def wants_call(self, module: Any = None) -> bool:
         if module is not None:
@@ -78,14 +73,13 @@ class GenerationReading(Reading):
         self._requests = list(requests)
         if not self._requests:
             return []
-        with full_precision(next(self._readout.decoder.parameters()).device.type):
-            for layer in self._readout.layers:
-                call = self._whole(layer)
-                if call is None:
-                    return None
-                self._layer, self._device = layer, call.query_BHND.device
-                self._add(call)
-                self._seen.add(layer)
+        for layer in self._readout.layers:
+            call = self._whole(layer)
+            if call is None:
+                return None
+            self._layer, self._device = layer, call.query_BHND.device
+            self._add(call)
+            self._seen.add(layer)
         return self.rows()
 
     def _whole(self, layer: int) -> KernelCall | None:

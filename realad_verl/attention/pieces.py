@@ -53,7 +53,9 @@ class Piece:
         parts: for each of the s: index of the request, its first row here, its number of rows and of columns.
         batch_s: batch entries. rows_sr, columns_sC: token positions. start_s, stop_s: the keys in sight, [start, stop).
         keys_sK: their token positions, padded by the last; wanted_sC: the columns' place among them.
-        n_rows_s, n_columns_s: how many are real. key_heads: how many key heads are done at a time.
+        key_heads: how many key heads are done at a time.
+        numbers_6s, total_keys: of a piece that is not split, what the fused kernels ask: batch entry, first key,
+            numbers of keys, rows and columns, and the requests' places in a buffer of all keys and one more of each.
     """
 
     parts: list[tuple[int, int, int, int]]
@@ -62,11 +64,11 @@ class Piece:
     columns_sC: Tensor
     start_s: Tensor
     stop_s: Tensor
-    n_rows_s: Tensor
-    n_columns_s: Tensor
     keys_sK: Tensor
     wanted_sC: Tensor
     key_heads: int
+    numbers_6s: Tensor
+    total_keys: int
     masks: dict[tuple, tuple[Tensor | None, Mask]] = field(default_factory=dict)
 
     def mask(self, call: KernelCall) -> Mask:
@@ -205,9 +207,15 @@ def _piece(
         return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in positions]).to(device)
 
     columns_sC = padded([p.columns for p in some])
-    numbers = [(p.batch, p.start, p.stop, count, len(p.columns)) for p, (_, _, count) in zip(some, parts, strict=True)]
-    batch_s, start_s, stop_s, n_rows_s, n_columns_s = torch.tensor(numbers).T.contiguous().to(device)  # in one copy
-    along_K = torch.arange(max(map(_keys, some)), device=device)
+    keys = [_keys(p) for p in some]
+    places = [sum(keys[:i]) + i for i in range(len(some))]
+    numbers = [
+        (p.batch, p.start, n_keys, count, len(p.columns), place)
+        for p, n_keys, (_, _, count), place in zip(some, keys, parts, places, strict=True)
+    ]
+    numbers_6s = torch.tensor(numbers).T.contiguous().to(device)  # in one copy
+    batch_s, start_s, stop_s = numbers_6s[0], numbers_6s[1], numbers_6s[1] + numbers_6s[2]
+    along_K = torch.arange(max(keys), device=device)
     return Piece(
         parts=[(i, first, count, len(p.columns)) for (i, first, count), p in zip(parts, some, strict=True)],
         batch_s=batch_s,
@@ -217,9 +225,9 @@ def _piece(
         stop_s=stop_s,
         keys_sK=torch.minimum(start_s[:, None] + along_K, stop_s[:, None] - 1),
         wanted_sC=columns_sC - start_s[:, None],
-        n_rows_s=n_rows_s,
-        n_columns_s=n_columns_s,
         key_heads=key_heads,
+        numbers_6s=numbers_6s,
+        total_keys=sum(keys),
     )
 
 
@@ -229,9 +237,7 @@ def _split(piece: Piece, r: int) -> list[Piece]:
     some = []
     for first in range(0, rows, r):
         rows_sr = piece.rows_sr[:, first : first + r]
-        count = rows_sr.shape[1]
-        n_rows_s = torch.full_like(piece.n_rows_s, count)
-        some.append(replace(piece, parts=[(i, first, count, columns)], rows_sr=rows_sr, n_rows_s=n_rows_s, masks={}))
+        some.append(replace(piece, parts=[(i, first, rows_sr.shape[1], columns)], rows_sr=rows_sr, masks={}))
     return some
 
 

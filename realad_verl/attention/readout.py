@@ -26,7 +26,7 @@ from realad_verl.attention.layers import chosen_layers, language_attention
 from realad_verl.attention.layout import Placement, RowRequest, place
 from realad_verl.attention.pieces import Piece, cut, whole
 from realad_verl.attention.precision import full_precision
-from realad_verl.attention.rows import add_fused, add_head_sum, add_own_weights, fused_on
+from realad_verl.attention.rows import add_fused, add_head_sum, add_own_weights, fused_on, new_sums
 from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
 from realad_verl.errors import UserError, bad_value
 
@@ -136,6 +136,7 @@ class Reading:
     ) -> None:
         self.padding_mask_BT: Tensor | None = None
         self._readout = readout
+        self._index = {module: index for index, (_, module) in readout.layers.items()}
         self._requests = list(requests)
         self._head_group = head_group
         self._each_head = each_head
@@ -179,31 +180,44 @@ class Reading:
             )
 
     def hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
-        """Registers the hooks that say which layer is running."""
+        """Registers the hooks that say which forward is running, and which layer."""
         yield self._readout.decoder.register_forward_pre_hook(self._forward_begins)
+        yield from self._layer_hooks()
+
+    def _layer_hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
+        """Only where the kernel is not told whose call it is: a hook takes time at every layer of every forward."""
         for index, (_, module) in self._readout.layers.items():
-            yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
-            yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
+            if "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
+                yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
+                yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
 
     def wants_call(self, module: nn.Module | None = None) -> bool:
+        if module is None:  # whose it is, a hook has said or the kernel will
+            return bool(self._requests)
+        self._layer = self._index.get(module)
+        return self._wants_layer()
+
+    def _wants_layer(self) -> bool:
         return self._layer is not None and self._layer not in self._seen and bool(self._requests)
 
     @torch.no_grad()
     def saw(self, call: KernelCall) -> None:
-        if not self.wants_call():
+        if not self._wants_layer():
             return
         assert self._layer is not None
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
         self._device = call.query_BHND.device
-        with self._timed(), full_precision(self._device.type):
+        with self._timed():
             self._add(call)
         self._seen.add(self._layer)
+        if len(self._seen) == len(self._readout.layers):  # before anything as large as the logits is made
+            self._sums = {key: [_in_one(sum_psrC) for sum_psrC in sums] for key, sums in self._sums.items()}
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
         """Adds to the time that reading took; on a GPU by events, which wait for nothing."""
-        if self._device.type != "cuda" or not torch.cuda.is_available():
+        if self._device.type != "cuda" or not torch.cuda.is_initialized():
             started = time.perf_counter()
             yield
             self.seconds += time.perf_counter() - started
@@ -250,8 +264,12 @@ class Reading:
             self._pieces[key] = whole(placed, groups, device) if add is add_fused else cut(placed, *bound)
         pieces = self._pieces[key]
         if key not in sums:
-            sums[key] = [torch.zeros(p.rows_sr.shape + p.columns_sC.shape[1:], device=p.rows_sr.device) for p in pieces]
-        add(sums[key], call, pieces, weight)
+            sums[key] = [new_sums(call, piece, add is add_fused) for piece in pieces]
+        if add is add_fused:  # whose products no switch reaches
+            add(sums[key], call, pieces, weight)
+            return
+        with full_precision(self._device.type):
+            add(sums[key], call, pieces, weight)
 
     def _kernel(self, call: KernelCall) -> tuple[AddRows, tuple]:
         """What computes the rows of a call, and what decides its pieces."""
@@ -271,8 +289,8 @@ class Reading:
         device = self._device
         found = [torch.zeros(len(r.queries), len(r.columns), device=device) for r in self._requests]
         for key, parts in sums.items():
-            for piece, sum_srC in zip(self._pieces[key], parts, strict=True):
-                for (request, first, rows, columns), sum_rC in zip(piece.parts, sum_srC, strict=True):
+            for piece, sum_psrC in zip(self._pieces[key], parts, strict=True):
+                for (request, first, rows, columns), sum_rC in zip(piece.parts, _in_one(sum_psrC)[0], strict=True):
                     found[request][first : first + rows] += sum_rC[:rows, :columns]
         return found
 
@@ -296,5 +314,10 @@ class Reading:
         return self._placements
 
 
-# By what decides the pieces of a kind of layer: the sums [s, r, C] of its pieces.
+def _in_one(sum_psrC: Tensor) -> Tensor:
+    """[1, s, r, C]"""
+    return sum_psrC.sum(0, keepdim=True) if len(sum_psrC) > 1 else sum_psrC
+
+
+# By what decides the pieces of a kind of layer: the sums of its pieces (`rows.new_sums`).
 _Sums = dict[tuple, list[Tensor]]

@@ -7,6 +7,7 @@ columns of a piece (`pieces`); g key heads and h query heads done at a time.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby
 
@@ -21,14 +22,14 @@ from realad_verl.errors import bad_value
 def add_head_sum(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[Piece], weight: float) -> None:
     """Adds ``weight`` x the attention probabilities of the pieces' rows, summed over the call's heads, in fp32.
 
-    p = softmax over K of ``cap(q k^T * scale) + mask``, of which the wanted columns are kept. ``sums`` [s, r, C]: one a
-    piece. About a dozen kernels for a piece, whatever its number of requests (counted in
+    p = softmax over K of ``cap(q k^T * scale) + mask``, of which the wanted columns are kept. ``sums``: of `new_sums`,
+    one a piece. About a dozen kernels for a piece, whatever its number of requests (counted in
     tests/unit/attention/test_device.py).
     """
     for i, logits_shrK in _logits(call, pieces):
         total_srK = logits_shrK.softmax(-1)[..., : pieces[i].keys_sK.shape[1]].sum(1)
         at_srC = pieces[i].wanted_sC[:, None].expand(-1, total_srK.shape[1], -1)
-        sums[i].add_(total_srK.gather(2, at_srC), alpha=weight)
+        sums[i][0].add_(total_srK.gather(2, at_srC), alpha=weight)
 
 
 def denominators(call: KernelCall, pieces: Sequence[Piece]) -> list[Tensor]:
@@ -114,7 +115,7 @@ def _copied(tensor: Tensor) -> Tensor:
 def add_own_weights(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[Piece], weight: float) -> None:
     """`add_head_sum` where the kernel itself makes the probabilities (eager attention)."""
     assert call.weights_BHNN is not None
-    for sum_srC, piece in zip(sums, pieces, strict=True):
+    for (sum_srC,), piece in zip(sums, pieces, strict=True):
         at = (piece.batch_s[:, None, None], slice(None), piece.rows_sr[:, :, None], piece.columns_sC[:, None])
         sum_srC.add_(call.weights_BHNN[at].float().sum(-1), alpha=weight)
 
@@ -123,17 +124,28 @@ def add_fused(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[Piece],
     """`add_head_sum` by the Triton kernels."""
     from realad_verl.attention.triton_kernel import add_head_sum_triton
 
-    for sum_srC, piece in zip(sums, pieces, strict=True):
-        add_head_sum_triton(sum_srC, call, piece, weight)
+    for sum_psrC, piece in zip(sums, pieces, strict=True):
+        add_head_sum_triton(sum_psrC, call, piece, weight)
+
+
+def new_sums(call: KernelCall, piece: Piece, fused: bool) -> Tensor:
+    """Zeros [P, s, r, C]: the sums of P parts of the heads, to be summed in the end; only fused kernels use several."""
+    parts = 1
+    if fused:
+        from realad_verl.attention.triton_kernel import head_parts
+
+        parts = head_parts(call, piece)
+    return torch.zeros(parts, *piece.rows_sr.shape, piece.columns_sC.shape[1], device=piece.rows_sr.device)
 
 
 def denominators_fused(call: KernelCall, piece: Piece) -> Tensor:
-    """`denominators` by the first of the Triton kernels."""
+    """`denominators` by the Triton kernels."""
     from realad_verl.attention.triton_kernel import denominators_triton
 
     return denominators_triton(call, piece)
 
 
+@lru_cache(maxsize=16)  # asked for at every layer
 def fused_on(kernel: str, device: torch.device) -> bool:
     """Whether ``kernel`` means the Triton kernels on this device. Raises UserError where they cannot run."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -31,9 +31,9 @@ def head_sum(query, rows, key, columns, *, scale, softcap=0.0, sink=None, max_by
     placed = Placement(0, rows, columns, 0, key.shape[1])
     result = torch.zeros(len(rows), len(columns))
     pieces = cut([placed], len(query), *key.shape[::2], max_bytes, query.device)
-    sums = [torch.zeros(*piece.rows_sr.shape, len(columns)) for piece in pieces]
+    sums = [torch.zeros(1, *piece.rows_sr.shape, len(columns)) for piece in pieces]
     add_head_sum(sums, call, pieces, 1.0)
-    for piece, part in zip(pieces, sums, strict=True):
+    for piece, (part,) in zip(pieces, sums, strict=True):
         for (_, first, count, _), rows_rC in zip(piece.parts, part, strict=True):
             result[first : first + count] += rows_rC[:count]
     return result

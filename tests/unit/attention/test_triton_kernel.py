@@ -9,6 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 CASES = Path(__file__).with_name("triton_cases.py")
 
 
@@ -42,23 +43,25 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype, width, capabilit
 
     from realad_verl.attention import triton_kernel
 
-    numbers = dict.fromkeys(("n_rows", "n_columns", "left", "right"), "i32")
-    positions = ("rows", "columns", "batches", "starts", "stops", "counts", "row_counts", "column_counts")
-    types = {"query": f"*{dtype}", "key": f"*{dtype}", "mask": "*fp32", "lse": "*fp32", "sink": "*fp32"}
-    types |= {"result": "*fp32", "scale": "fp32", "softcap": "fp32", **numbers}
-    types |= dict.fromkeys(positions, "*i64")
+    numbers = dict.fromkeys(("n_requests", "n_rows", "n_columns", "n_keys", "left", "right"), "i32")
+    floats = dict.fromkeys(("scale", "softcap", "weight"), "fp32")
+    types = {"query": f"*{dtype}", "key": f"*{dtype}", "relative": f"*{dtype}", "mask": "*fp32"}
+    types |= {"sink": "*fp32", "result": "*fp32", **numbers, **floats}
+    types |= dict.fromkeys(("rows", "columns", "numbers"), "*i64")
     block_d = triton.next_power_of_2(width)
-    rows, columns, launch = triton_kernel.block_sizes({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], block_d)
-    constants = {"HEADS": 14, "SHARE": 7, "PARTS": 2, "WIDTH": width, "stride_qd": 1, "stride_kd": 1}
-    constants |= {"BLOCK_M": rows, "BLOCK_R": rows, "BLOCK_C": columns, "BLOCK_D": block_d}
-    for kernel in (triton_kernel._lse_kernel, triton_kernel._columns_kernel):
+    block_m, block_c, launch = triton_kernel.block_sizes(getattr(torch, NAMES[dtype]), block_d, 8)
+    constants = {"SHARE": 7, "PADDED_SHARE": 8, "GROUPS": 2, "PARTS": 2, "WIDTH": width}
+    constants |= {"TERMS": 2 if dtype == "bf16" else 1, "HAS_SOFTCAP": dtype == "fp32", "LSE_ONLY": False}
+    constants |= {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": block_d}
+    constants |= {"stride_qd": 1, "stride_kd": 1}
+    for kernel in (triton_kernel._keys_kernel, triton_kernel._rows_kernel):
         signature, fixed, aligned = {}, {}, {}
         for i, name in enumerate(kernel.arg_names):
             if name in constants or name.isupper():
                 signature[name], fixed[name] = "constexpr", constants.get(name, True)
                 continue
             signature[name] = types.get(name, "i32")  # strides
-            if name not in (*numbers, "scale", "softcap"):
+            if name not in {**numbers, **floats}:
                 aligned[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constexprs=fixed, attrs=aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
