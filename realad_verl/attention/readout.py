@@ -24,19 +24,14 @@ from realad_verl.attention.calls import KernelCall, active_observer, observed_by
 from realad_verl.attention.heads import Head, heads_by_layer, of_heads
 from realad_verl.attention.layers import chosen_layers, language_attention
 from realad_verl.attention.layout import Placement, RowRequest, place
-from realad_verl.attention.pieces import Piece, cut, whole
-from realad_verl.attention.precision import full_precision
-from realad_verl.attention.rows import add_fused, add_head_sum, add_own_weights, fused_on, new_sums
 from realad_verl.attention.sites import TRANSFORMERS_SITES, Site, wrapped_sites
+from realad_verl.attention.sums import HeadSums
 from realad_verl.errors import UserError, bad_value
 
 __all__ = ["AttentionReadout", "EachHead", "Reading", "RowRequest"]
 
 # Called during the forward with (layer, head) and the rows [R, C] of that head alone, one tensor a request.
 EachHead = Callable[[Head, list[Tensor]], None]
-# Adds the rows of a call to the sums of its pieces (see `rows`).
-AddRows = Callable[[Sequence[Tensor], KernelCall, Sequence[Piece], float], None]
-
 
 AnyReading = TypeVar("AnyReading", bound="Reading")
 
@@ -142,8 +137,7 @@ class Reading:
         self._each_head = each_head
         self._placements: list[Placement] | None = None
         self._placed_for: tuple | None = None
-        self._pieces: dict[tuple, list[Piece]] = {}
-        self._sums: _Sums = {}
+        self._sums = HeadSums(readout.kernel, readout.max_bytes, self._place, self._timed)
         self._device = torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seen: set[int] = set()
@@ -158,7 +152,7 @@ class Reading:
             UserError: a chosen layer's attention was not seen, because no forward ran or it calls a kernel elsewhere.
         """
         self.require_all_layers()
-        sums = self._of_requests(self._sums)
+        sums = self._sums.of_requests(self._requests, self._device)
         if self._head_group is not None and sums:
             flat = torch.cat([rows.flatten() for rows in sums])
             dist.all_reduce(flat, group=self._head_group)
@@ -208,11 +202,10 @@ class Reading:
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:
             raise UserError("attention can be read in a forward over whole sequences only: pass no past key values")
         self._device = call.query_BHND.device
-        with self._timed():
-            self._add(call)
+        self._add(call)
         self._seen.add(self._layer)
-        if len(self._seen) == len(self._readout.layers):  # before anything as large as the logits is made
-            self._sums = {key: [_in_one(sum_psrC) for sum_psrC in sums] for key, sums in self._sums.items()}
+        if len(self._seen) == len(self._readout.layers):
+            self._sums.finish()  # before anything as large as the logits is made
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -237,13 +230,13 @@ class Reading:
         count, readout = call.query_BHND.shape[1], self._readout
         if self._each_head is not None:
             for head in range(count):
-                alone: _Sums = {}
-                self._add_heads(alone, of_heads(call, [head]), 1.0)
-                self._each_head((self._layer, head), self._of_requests(alone))
+                alone = self._sums.alone()
+                alone.add(of_heads(call, [head]), 1.0)
+                self._each_head((self._layer, head), alone.of_requests(self._requests, self._device))
         if readout.heads is None:
-            self._add_heads(self._sums, call, 1.0 / (count * len(readout.layers)))
+            self._sums.add(call, 1.0 / (count * len(readout.layers)))
         elif here := self._heads_here(call):
-            self._add_heads(self._sums, of_heads(call, here), 1.0 / sum(map(len, readout.heads.values())))
+            self._sums.add(of_heads(call, here), 1.0 / sum(map(len, readout.heads.values())))
 
     def _heads_here(self, call: KernelCall) -> list[int]:
         """Which of the running layer's heads are chosen, as the call on this rank numbers them."""
@@ -253,46 +246,6 @@ class Reading:
         # Heads are exchanged in order of rank: this one has those from ``first`` on.
         first = 0 if self._head_group is None else count * dist.get_rank(self._head_group)
         return [head - first for head in self._readout.heads[self._layer] if first <= head < first + count]
-
-    def _add_heads(self, sums: "_Sums", call: KernelCall, weight: float) -> None:
-        """Adds ``weight`` x the sum over the call's heads, for all requests at once where they fit into one piece."""
-        add, key = self._kernel(call)
-        if key not in self._pieces:
-            placed, device = self._place(call), call.query_BHND.device
-            groups, width = call.key_BGND.shape[1], call.key_BGND.shape[3]
-            bound = (call.query_BHND.shape[1], groups, width, self._readout.max_bytes, device)
-            self._pieces[key] = whole(placed, groups, device) if add is add_fused else cut(placed, *bound)
-        pieces = self._pieces[key]
-        if key not in sums:
-            sums[key] = [new_sums(call, piece, add is add_fused) for piece in pieces]
-        if add is add_fused:  # whose products no switch reaches
-            add(sums[key], call, pieces, weight)
-            return
-        with full_precision(self._device.type):
-            add(sums[key], call, pieces, weight)
-
-    def _kernel(self, call: KernelCall) -> tuple[AddRows, tuple]:
-        """What computes the rows of a call, and what decides its pieces."""
-        key = (
-            call.query_BHND.shape,
-            call.key_BGND.shape,
-            call.causal,
-            call.cu_seqlens is None,
-            call.padding_mask_BT is None,
-        )
-        if call.weights_BHNN is not None:
-            return add_own_weights, (*key, "own")
-        return (add_fused if fused_on(self._readout.kernel, call.query_BHND.device) else add_head_sum), key
-
-    def _of_requests(self, sums: "_Sums") -> list[Tensor]:
-        """[R, C] of each request, out of the pieces' sums."""
-        device = self._device
-        found = [torch.zeros(len(r.queries), len(r.columns), device=device) for r in self._requests]
-        for key, parts in sums.items():
-            for piece, sum_psrC in zip(self._pieces[key], parts, strict=True):
-                for (request, first, rows, columns), sum_rC in zip(piece.parts, _in_one(sum_psrC)[0], strict=True):
-                    found[request][first : first + rows] += sum_rC[:rows, :columns]
-        return found
 
     def _forward_begins(self, *_: object) -> None:
         if active_observer() is not self:
@@ -312,12 +265,3 @@ class Reading:
             self._placements = [place(request, call) for request in self._requests]
             self._placed_for = key
         return self._placements
-
-
-def _in_one(sum_psrC: Tensor) -> Tensor:
-    """[1, s, r, C]"""
-    return sum_psrC.sum(0, keepdim=True) if len(sum_psrC) > 1 else sum_psrC
-
-
-# By what decides the pieces of a kind of layer: the sums of its pieces (`rows.new_sums`).
-_Sums = dict[tuple, list[Tensor]]

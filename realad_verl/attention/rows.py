@@ -120,27 +120,34 @@ def add_own_weights(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[P
         sum_srC.add_(call.weights_BHNN[at].float().sum(-1), alpha=weight)
 
 
-def add_fused(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[Piece], weight: float) -> None:
-    """`add_head_sum` by the Triton kernels."""
-    from realad_verl.attention.triton_kernel import add_head_sum_triton
+def add_fused(sums: Sequence[Tensor], calls: Sequence[KernelCall], pieces: Sequence[Piece], weight: float) -> None:
+    """`add_head_sum` by the Triton kernels, for all calls of one kind at once."""
+    from realad_verl.attention.triton_launch import add_head_sum_triton
 
     for sum_psrC, piece in zip(sums, pieces, strict=True):
-        add_head_sum_triton(sum_psrC, call, piece, weight)
+        add_head_sum_triton(sum_psrC, calls, piece, weight)
 
 
 def new_sums(call: KernelCall, piece: Piece, fused: bool) -> Tensor:
     """Zeros [P, s, r, C]: the sums of P parts of the heads, to be summed in the end; only fused kernels use several."""
     parts = 1
     if fused:
-        from realad_verl.attention.triton_kernel import head_parts
+        from realad_verl.attention.triton_launch import head_parts
 
         parts = head_parts(call, piece)
     return torch.zeros(parts, *piece.rows_sr.shape, piece.columns_sC.shape[1], device=piece.rows_sr.device)
 
 
+def fused_kind(call: KernelCall) -> tuple:
+    """Equal for calls that `add_fused` can take at once."""
+    from realad_verl.attention.triton_launch import call_kind
+
+    return call_kind(call)
+
+
 def denominators_fused(call: KernelCall, piece: Piece) -> Tensor:
     """`denominators` by the Triton kernels."""
-    from realad_verl.attention.triton_kernel import denominators_triton
+    from realad_verl.attention.triton_launch import denominators_triton
 
     return denominators_triton(call, piece)
 

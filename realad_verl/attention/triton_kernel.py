@@ -15,41 +15,32 @@ logits are in base 2.
 """
 
 # A kernel takes plain numbers where its definition says constexpr.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import math
-from functools import lru_cache
-from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from realad_verl.attention.calls import KernelCall
-from realad_verl.attention.pieces import Piece
-
-# Rows x query heads and keys a block. Larger ones reuse more of a load; these leave room in the 99 KiB of shared
-# memory of consumer cards, too (tests/unit/attention/test_triton_kernel.py).
-BLOCK_ROWS, BLOCK_COLUMNS = 64, 64
-BLOCK_ROWS_FP32, BLOCK_COLUMNS_WIDE = 32, 32
-# Programs that are enough for the largest cards of today (132 to 148 multiprocessors).
-ENOUGH_PROGRAMS = 1024
 LOG2E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
-def _keys_kernel(
-    key, columns, numbers, relative, n_requests, n_columns, n_keys, stride_kb, stride_kg, stride_kn, stride_kd,
+def keys_kernel(
+    key, columns, numbers, offsets, relative, n_layers, n_requests, n_rows, n_columns, n_keys,
+    stride_kb, stride_kg, stride_kn, stride_kd,
+    SEVERAL: tl.constexpr, ALIGN: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, TERMS: tl.constexpr, HAS_ORIGIN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """relative[term, g, k, d], k over the keys of all requests: each has its own and, behind them, what they lack."""
-    group, s = tl.program_id(1), tl.program_id(2)
+    """relative[layer, term, g, k, d]: k over the keys of all requests, each of which has its origin behind its own."""
+    group, s, layer = tl.program_id(1), tl.program_id(2) % n_requests, tl.program_id(2) // n_requests
     batch, start = tl.load(numbers + s), tl.load(numbers + n_requests + s)
     count, at = tl.load(numbers + 2 * n_requests + s), tl.load(numbers + 5 * n_requests + s)
     if tl.program_id(0) * BLOCK_C <= count:
         c, d = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
+        if SEVERAL:
+            key += tl.multiple_of(tl.load(offsets + n_layers + layer), ALIGN)
         of_head = key + batch * stride_kb + group * stride_kg + d * stride_kd
         k_at = of_head[None, :] + (start + c)[:, None] * stride_kn
         k_cd = tl.load(k_at, mask=(c < count)[:, None] & (d < WIDTH)[None, :], other=0.0).to(tl.float32)
@@ -57,7 +48,7 @@ def _keys_kernel(
             first = tl.load(columns + s * n_columns)
             origin_d = tl.load(of_head + first * stride_kn, mask=d < WIDTH, other=0.0).to(tl.float32)
             k_cd = tl.where((c < count)[:, None], k_cd - origin_d[None, :], origin_d[None, :])
-        to = relative + ((group * n_keys + at + c) * BLOCK_D)[:, None] + d[None, :]
+        to = relative + (((layer * TERMS * GROUPS + group) * n_keys + at + c) * BLOCK_D)[:, None] + d[None, :]
         high = k_cd.to(relative.dtype.element_ty)
         tl.store(to, high, mask=(c <= count)[:, None])
         if TERMS == 2:
@@ -102,18 +93,19 @@ def _with(total, top, logits):
 
 
 @triton.jit
-def _rows_kernel(
-    query, relative, rows, columns, numbers, sink, mask, result, scale, softcap, left, right, weight,
-    n_requests, n_rows, n_columns, n_keys, stride_qb, stride_qh, stride_qn, stride_qd,
+def rows_kernel(
+    query, relative, rows, columns, numbers, offsets, sink, mask, result, scale, softcap, left, right, weight,
+    n_layers, n_requests, n_rows, n_columns, n_keys, stride_qb, stride_qh, stride_qn, stride_qd,
     stride_ms, stride_mh, stride_mr, stride_mk,
-    GROUPS: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, TERMS: tl.constexpr,
+    SEVERAL: tl.constexpr, ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, TERMS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_MASK: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, LSE_ONLY: tl.constexpr,
     PADDED_SHARE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """result[part, s, r, c] += weight x the sum over a part's heads of exp(logits - lse), or result[s, h, r] = lse.
 
-    One program for a few rows of a request and a part of the key heads.
+    One program for a few rows of a request and a part of the key heads, in all layers.
     """
     ROWS: tl.constexpr = BLOCK_M // PADDED_SHARE
     part, s = tl.program_id(1), tl.program_id(2)
@@ -134,18 +126,23 @@ def _rows_kernel(
         if HAS_LEFT or HAS_MASK:
             free = free * 0
         free = free // BLOCK_C * BLOCK_C
-        for group in range(part * (GROUPS // PARTS), (part + 1) * (GROUPS // PARTS)):
+        for step in range(n_layers * EACH):  # the part's key heads, layer by layer
+            layer, group = step // EACH, part * EACH + step % EACH
             head_m = group * SHARE + h
-            q_at = query + batch * stride_qb + head_m[:, None] * stride_qh + rows_m[:, None] * stride_qn
+            q_at = query
+            if SEVERAL:
+                q_at += tl.multiple_of(tl.load(offsets + layer), ALIGN)
+            q_at = q_at + batch * stride_qb + head_m[:, None] * stride_qh + rows_m[:, None] * stride_qn
             q_md = tl.load(q_at + d[None, :] * stride_qd, mask=real_m[:, None] & (d < WIDTH)[None, :], other=0.0)
             q_md = q_md.to(relative.dtype.element_ty)
-            key_at = relative + (group * n_keys + at) * BLOCK_D + d[None, :]
+            of_head = relative + ((layer * TERMS * GROUPS + group) * n_keys + at) * BLOCK_D
+            key_at = of_head + d[None, :]
             top = tl.full([BLOCK_M], -1e29, tl.float32)  # above what is hidden
             total = tl.full([BLOCK_M], 0.0, tl.float32)
             if HAS_SINK:
-                top = tl.load(sink + head_m, mask=real_m, other=0.0) * LOG2E
+                top = tl.load(sink + layer * GROUPS * SHARE + head_m, mask=real_m, other=0.0) * LOG2E
                 if not HAS_SOFTCAP:
-                    origin_d = tl.load(relative + (group * n_keys + at + keys) * BLOCK_D + d).to(tl.float32)
+                    origin_d = tl.load(of_head + keys * BLOCK_D + d).to(tl.float32)
                     top -= tl.sum(q_md.to(tl.float32) * origin_d[None, :], axis=1) * scale
                 total += 1.0
             m_at = mask + s * stride_ms + head_m[:, None] * stride_mh + r[:, None] * stride_mr
@@ -184,109 +181,3 @@ def _rows_kernel(
                     inside = (out_r < count)[:, None] & (c < columns_here)[None, :]
                     before = tl.load(to, mask=inside, other=0.0)
                     tl.store(to, before + weight * summed_rc, mask=inside)
-
-
-def add_head_sum_triton(sum_psrC: Tensor, call: KernelCall, piece: Piece, weight: float) -> None:
-    """`rows.add_head_sum` in two launches; ``sum_psrC`` [P, s, r, C] fp32, with P of `head_parts`."""
-    _run(call, piece, sum_psrC, weight)
-
-
-def denominators_triton(call: KernelCall, piece: Piece) -> Tensor:
-    """`rows.denominators` in two launches; what lies behind a request's real rows is not set."""
-    size = len(piece.parts), call.query_BHND.shape[1], piece.rows_sr.shape[1]
-    lse_sHr = torch.empty(size, dtype=torch.float32, device=call.query_BHND.device)
-    _run(call, piece, lse_sHr)
-    return lse_sHr
-
-
-def head_parts(call: KernelCall, piece: Piece) -> int:
-    """Into how many parts the key heads are cut, each with a sum of its own."""
-    return _plan_of(call, piece).parts
-
-
-def _run(call: KernelCall, piece: Piece, result: Tensor, weight: float | None = None) -> None:
-    """Both kernels: adds to the sums [P, s, r, C], or sets the denominators [s, H, r] where no weight is given."""
-    plan, n_requests, n_columns = _plan_of(call, piece), len(piece.parts), piece.columns_sC.shape[1]
-    n_keys = piece.total_keys + n_requests  # one more for each: what its keys are relative to
-    size = plan.terms, call.key_BGND.shape[1], n_keys, plan.block_d
-    relative = torch.empty(size, dtype=plan.dtype, device=result.device)
-    _keys_kernel[plan.keys_grid](
-        call.key_BGND, piece.columns_sC, piece.numbers_6s, relative, n_requests, n_columns, n_keys,
-        *call.key_BGND.stride(), **plan.keys_options,
-    )  # fmt: skip
-    # Causality and window are computed in place; a mask of the kernel's is cut to the rows once for all layers.
-    mask, strides = relative, (0, 0, 0, 0)
-    if call.mask is not None:
-        mask = piece.additive_mask(call)
-        strides = (mask.stride(0), mask.stride(1) * (mask.shape[1] > 1), *mask.stride()[2:])
-    sink = relative if call.sink_H is None else call.sink_H.float().contiguous()
-    left, right = call.window[0], 0 if call.causal else call.window[1]
-    parts = size[1] if weight is None else plan.parts
-    sizes = n_requests, piece.rows_sr.shape[1], n_columns, n_keys
-    _rows_kernel[(plan.row_blocks, parts, n_requests)](
-        call.query_BHND, relative, piece.rows_sr, piece.columns_sC, piece.numbers_6s, sink, mask, result,
-        call.scale * LOG2E.value, call.softcap, left, right, weight or 0.0, *sizes,
-        *call.query_BHND.stride(), *strides, **plan.rows_options, PARTS=parts, HAS_SINK=call.sink_H is not None,
-        HAS_MASK=call.mask is not None, HAS_LEFT=left >= 0, HAS_RIGHT=right >= 0, LSE_ONLY=weight is None,
-    )  # fmt: skip
-
-
-class _Plan(NamedTuple):
-    """What all calls of one kind have in common."""
-
-    dtype: torch.dtype  # of the relative keys
-    terms: int
-    block_d: int
-    parts: int
-    row_blocks: int
-    keys_grid: tuple[int, int, int]
-    keys_options: dict[str, Any]
-    rows_options: dict[str, Any]
-
-
-def _plan_of(call: KernelCall, piece: Piece) -> _Plan:
-    query, key = call.query_BHND, call.key_BGND
-    sizes = query.shape[1], key.shape[1], query.shape[3], *piece.rows_sr.shape, piece.keys_sK.shape[1]
-    return _plan(query.dtype, key.dtype, call.softcap > 0, *sizes)
-
-
-@lru_cache(maxsize=256)
-def _plan(
-    query: torch.dtype,
-    key: torch.dtype,
-    softcap: bool,
-    heads: int,
-    groups: int,
-    width: int,
-    s: int,
-    r: int,
-    n_keys: int,
-) -> _Plan:
-    """Made once: at every layer its Python would take as long as the launches."""
-    dtype = query if query == key and query in (torch.bfloat16, torch.float16) else torch.float32
-    terms = 2 if dtype != torch.float32 and not softcap else 1
-    share, block_d = heads // groups, max(16, triton.next_power_of_2(width))
-    padded_share = triton.next_power_of_2(share)
-    block_m, block_c, launch = block_sizes(dtype, block_d, padded_share)
-    row_blocks = triton.cdiv(r, block_m // padded_share)
-    parts = (p for p in range(1, groups + 1) if groups % p == 0)
-    shared = {"GROUPS": groups, "WIDTH": width, "TERMS": terms, "BLOCK_C": block_c, "BLOCK_D": block_d}
-    return _Plan(
-        dtype=dtype,
-        terms=terms,
-        block_d=block_d,
-        parts=next((p for p in parts if p * s * row_blocks >= ENOUGH_PROGRAMS), groups),
-        row_blocks=row_blocks,
-        keys_grid=(triton.cdiv(n_keys + 1, block_c), groups, s),
-        keys_options={**shared, "HAS_ORIGIN": not softcap},
-        rows_options={
-            **shared, "SHARE": share, "PADDED_SHARE": padded_share, "HAS_SOFTCAP": softcap, "BLOCK_M": block_m, **launch
-        },
-    )  # fmt: skip
-
-
-def block_sizes(dtype: torch.dtype, block_d: int, padded_share: int) -> tuple[int, int, dict[str, int]]:
-    """Rows x heads and keys of a block, and how a kernel is launched, for keys of ``dtype``."""
-    fp32, wide = dtype == torch.float32, block_d > 128
-    block_m = max(BLOCK_ROWS_FP32 if fp32 else BLOCK_ROWS, padded_share)
-    return block_m, BLOCK_COLUMNS_WIDE if wide else BLOCK_COLUMNS, {"num_warps": 4, "num_stages": 1 if wide else 2 if fp32 else 3}

@@ -21,11 +21,11 @@ def test_chosen_heads_equal_eager(kind, heads):
 
 
 def test_only_the_chosen_heads_are_computed(monkeypatch):
-    from realad_verl.attention import readout
+    from realad_verl.attention import sums
 
-    seen, add = [], readout.add_head_sum
+    seen, add = [], sums.add_head_sum
     monkeypatch.setattr(
-        readout, "add_head_sum", lambda sums, call, *a: seen.append(call.query_BHND.shape[1]) or add(sums, call, *a)
+        sums, "add_head_sum", lambda found, call, *a: seen.append(call.query_BHND.shape[1]) or add(found, call, *a)
     )
     model, inputs, requests = causal_model(), padded(LENGTHS, WIDTH), requests_for(LENGTHS, WIDTH)
     read(model, requests, inputs, heads=[(0, 1), (0, 2), (1, 0)])

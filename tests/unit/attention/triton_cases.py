@@ -3,6 +3,8 @@
 Not collected by itself: without a GPU, TRITON_INTERPRET=1 must be set before Triton is imported.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def both(call: KernelCall, wanted: list[RowRequest]) -> tuple[list[torch.Tensor]
         rows = {}
         # They are added to.
         sums = [new_sums(call, piece, add is add_fused) + 1 for piece in pieces]
-        add(sums, call, pieces, 0.5)
+        add(sums, [call] if add is add_fused else call, pieces, 0.5)
         for piece, part in zip(pieces, sums, strict=True):
             for (i, _, count, columns), sum_rC in zip(piece.parts, part.sum(0) - len(part), strict=True):
                 rows[i] = sum_rC[:count, :columns]
@@ -80,6 +82,31 @@ def test_kernel_calls_of_every_kind(width, options, sinks):
 def test_heads_that_share_a_key_head(share):
     """Also more than a block of rows and heads has (71, of Falcon, behind 32 and 64)."""
     check(call_of(16, share=share), requests())
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_several_layers_in_one_launch(sinks, aligned):
+    torch.manual_seed(2)
+    layers = []
+    for _ in range(3):
+        shapes = (2, N, H, 16), (2, N, G, 16)
+        buffers = [torch.randn(math.prod(shape) + 1, device=DEVICE).half() for shape in shapes]
+        states = [x[:-1] if aligned else x[1:] for x in buffers]
+        query, key = (x.view(shape).transpose(1, 2) for x, shape in zip(states, shapes, strict=True))
+        sink_H = torch.randn(H, device=DEVICE) if sinks else None
+        layers.append(KernelCall(query, key, scale=0.4, causal=True, sink_H=sink_H))
+    placed = [place(request, layers[0]) for request in requests()]
+    (piece,), (fused,) = (cut(placed, H, G, 16, 1 << 26, DEVICE), whole(placed, G, DEVICE))
+    want, got = new_sums(layers[0], piece, False), new_sums(layers[0], fused, True)
+    for layer in layers:
+        add_head_sum([want], layer, [piece], 0.5)
+    add_fused([got], layers, [fused], 0.5)
+    order = [[p[0] for p in some.parts] for some in (piece, fused)]
+    assert want.sum() > 1
+    for i, (_, _, rows, columns) in enumerate(piece.parts):
+        other = got.sum(0)[order[1].index(order[0][i])]
+        assert (want[0, i, :rows, :columns] - other[:rows, :columns]).abs().max() <= 5e-6
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive", "per head"])
