@@ -106,31 +106,31 @@ def inputs_of(model: Any, n: int, tokens: int, rows: int) -> tuple[dict[str, Ten
     return inputs, [RowRequest(row, offset, tokens, *wanted) for row, offset in places]
 
 
-def measure(call: Callable[[], Any], device: torch.device, rounds: int) -> dict[str, float | None]:
-    """Median milliseconds, and peak MiB above what was there before."""
-    call()
-    times, peak = [], None
-    cuda = device.type == "cuda"
-    if cuda:
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def measure(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, Any]:
+    """Of each call, median milliseconds and peak MiB above what was there before; in turn, so that drift hits all."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks = dict.fromkeys(calls, 0.0)
+    for call in calls.values():
+        call()
+    gc.collect()
     for _ in range(rounds):
-        if cuda:
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop))
-        else:
-            began = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - began))
-    if cuda:
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return {"ms": statistics.median(times), "peak_mib": peak}
+        for name, call in calls.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                stop.record()
+                stop.synchronize()
+                times[name].append(start.elapsed_time(stop))
+                peaks[name] = max(peaks[name], (torch.cuda.max_memory_allocated() - before) / 2**20)
+            else:
+                began = time.perf_counter()
+                call()
+                times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: {"ms": statistics.median(times[name]), "peak_mib": peaks[name] or None} for name in calls}
 
 
 def launches(model: Any, n: int, tokens: int, rows: int) -> dict[str, Any]:
@@ -166,13 +166,14 @@ def point(model: Any, n: int, tokens: int, rows: int, rounds: int, with_eager: b
         return call
 
     kernels = ["torch", "triton"] if device.type == "cuda" else ["torch"]
-    variants: dict[str, Any] = {"forward": measure(lambda: model(**inputs), device, rounds)}
-    variants |= {kernel: measure(reading(kernel), device, rounds) for kernel in kernels}
+    calls: dict[str, Callable[[], Any]] = {"forward": lambda: model(**inputs)}
+    rounds *= max(1, min(4, 4096 // (n * tokens)))  # of what is soon over, and noisier, more
+    variants = measure(calls | {kernel: reading(kernel) for kernel in kernels}, device, rounds)
     if with_eager:
         model.set_attn_implementation("eager")
         ids = inputs["input_ids"].reshape(n, tokens)
         call = lambda: model(input_ids=ids, use_cache=False, output_attentions=True)  # noqa: E731
-        variants["eager"] = measure(call, device, rounds)
+        variants |= measure({"eager": call}, device, rounds)
         model.set_attn_implementation(chosen)
     apart = None
     if "triton" in found:
@@ -198,10 +199,9 @@ def generation(model: Any, n: int, tokens: int, generated: int, rounds: int) -> 
             model.generate(**given)
         assert reading.read(wanted) is not None
 
-    plain = measure(lambda: model.generate(**given), model.device, rounds)
-    reads = measure(read, model.device, rounds)
-    return {"sequences": n, "prompt": tokens, "generated": generated, "generate": plain, "read": reads,
-            "over_generate": reads["ms"] / plain["ms"]}  # type: ignore[operator]  # fmt: skip
+    found = measure({"generate": lambda: model.generate(**given), "read": read}, model.device, rounds)
+    ratio = found["read"]["ms"] / found["generate"]["ms"]
+    return {"sequences": n, "prompt": tokens, "generated": generated, **found, "over_generate": ratio}
 
 
 def update(model: Any, n: int, tokens: int, rows: int, rounds: int) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def update(model: Any, n: int, tokens: int, rows: int, rounds: int) -> dict[str,
         model.zero_grad()
 
     with torch.enable_grad():
-        found = {name: measure(step, model.device, rounds) for name, step in (("plain", plain), ("taught", taught))}
+        found = measure({"plain": plain, "taught": taught}, model.device, rounds)
     model.gradient_checkpointing_disable()
     model.eval()
     ratios = {key: _ratio(found["taught"][key], found["plain"][key]) for key in ("ms", "peak_mib")}
@@ -281,14 +281,14 @@ def main() -> None:
                 eager = n == 1 and tokens <= 4096
                 say("points", point(model, n, tokens, rows, arguments.rounds, eager))
     for n in (1, 4):
-        say("update", update(model, n, 64 if arguments.smoke else 1024, rows, min(arguments.rounds, 3)))
+        say("update", update(model, n, 64 if arguments.smoke else 1024, rows, arguments.rounds))
     if device.type == "cuda":
         for n, tokens in ((4, 1024), (4, 4096)):
             with packing(model) as kernel:
                 say("packed", {"kernel": kernel, **point(model, n, tokens, rows, arguments.rounds, False)})
     for n in (1, 8):
         size = (32, 8) if arguments.smoke else (512, GENERATED)
-        say("generation", generation(model, n, *size, min(arguments.rounds, 3)))
+        say("generation", generation(model, n, *size, arguments.rounds))
     for n in (1, 4) if device.type == "cuda" else ():
         say("launches", launches(model, n, 1024, rows))
     print(json.dumps(result, indent=1))

@@ -108,10 +108,9 @@ class GenerationReading(Reading):
         return bool((visible_BK == (torch.arange(keys, device=pads.device) >= pads[:, None])).all())
 
     def _place(self, call: KernelCall) -> list[Placement]:
-        device = call.query_BHND.device
         placed = []
         for request in self._requests:
             pad = self._width - self._lengths[request.batch_row]
-            rows, columns = request.queries.to(device) + pad, request.columns.to(device) + pad
-            placed.append(Placement(request.batch_row, rows, columns, pad, pad + int(request.queries.max()) + 1))
+            rows, columns = request.queries.cpu() + pad, request.columns.cpu() + pad
+            placed.append(Placement(request.batch_row, rows, columns, pad, int(rows.max()) + 1))
         return placed

@@ -1,5 +1,6 @@
 """Where a requested sequence lies on the token axis that a kernel saw, and which keys each of its rows can see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,10 @@ class RowRequest:
 
 @dataclass(frozen=True)
 class Placement:
-    """A request in a kernel's coordinates: batch entry, rows [R], columns [C], and the keys [start, stop) in sight."""
+    """A request in a kernel's coordinates: batch entry, rows [R], columns [C], and the keys [start, stop) in sight.
+
+    Positions lie on the CPU.
+    """
 
     batch: int
     rows: Tensor
@@ -52,19 +56,24 @@ class Placement:
     stop: int
 
 
-def place(request: RowRequest, call: KernelCall) -> Placement:
-    """Finds ``request`` in the token axis of ``call``.
+def place(requests: Sequence[RowRequest], call: KernelCall) -> list[Placement]:
+    """Finds the requests in the token axis of ``call``; of a GPU, only the boundaries of a pack are waited for.
 
     Raises:
-        UserError: the request lies outside the forward's tokens, covers padding, or crosses a sequence boundary.
+        UserError: a request lies outside the forward's tokens, covers padding, or crosses a sequence boundary.
     """
+    bounds = None if call.cu_seqlens is None else call.cu_seqlens.tolist()
+    mask_BT = None if bounds is None or call.padding_mask_BT is None else call.padding_mask_BT.cpu().bool()
+    return [_place(request, call, bounds, mask_BT) for request in requests]
+
+
+def _place(request: RowRequest, call: KernelCall, bounds: list[int] | None, mask_BT: Tensor | None) -> Placement:
     batch, _, tokens, _ = call.query_BHND.shape
-    if call.cu_seqlens is None:
+    if bounds is None:
         if request.batch_row >= batch or request.offset + request.length > tokens:
             raise UserError(f"{_describe(request)} is outside the forward's {batch} x {tokens} tokens")
         return _placement(request, call, request.batch_row, request.offset, 0, tokens)
-    base = request.offset if call.padding_mask_BT is None else _unpadded_base(request, call.padding_mask_BT)
-    bounds = call.cu_seqlens.tolist()
+    base = request.offset if mask_BT is None else _unpadded_base(request, mask_BT)
     for start, stop in zip(bounds, bounds[1:], strict=False):
         if start <= base < stop:
             if base + request.length > stop:
@@ -73,23 +82,21 @@ def place(request: RowRequest, call: KernelCall) -> Placement:
     raise UserError(f"{_describe(request)} is outside the {tokens} packed tokens")
 
 
-def _unpadded_base(request: RowRequest, padding_mask_BT: Tensor) -> int:
+def _unpadded_base(request: RowRequest, mask_BT: Tensor) -> int:
     """Index of the request's first token after the padding was removed."""
-    mask = padding_mask_BT.bool()
     row = request.batch_row
-    if row >= mask.shape[0] or request.offset + request.length > mask.shape[1]:
-        raise UserError(f"{_describe(request)} is outside the forward's {tuple(mask.shape)} tokens")
-    if not bool(mask[row, request.offset : request.offset + request.length].all()):
+    if row >= mask_BT.shape[0] or request.offset + request.length > mask_BT.shape[1]:
+        raise UserError(f"{_describe(request)} is outside the forward's {tuple(mask_BT.shape)} tokens")
+    if not bool(mask_BT[row, request.offset : request.offset + request.length].all()):
         raise UserError(f"{_describe(request)} covers tokens that the attention mask marks as padding")
-    return int(mask[:row].sum()) + int(mask[row, : request.offset].sum())
+    return int(mask_BT[:row].sum()) + int(mask_BT[row, : request.offset].sum())
 
 
 def _placement(request: RowRequest, call: KernelCall, batch: int, base: int, start: int, stop: int) -> Placement:
-    device = call.query_BHND.device
-    if call.causal and len(request.queries):
-        wanted = torch.cat([request.queries, request.columns])
-        stop = min(stop, base + int(wanted.max()) + 1)
-    return Placement(batch, request.queries.to(device) + base, request.columns.to(device) + base, start, stop)
+    rows, columns = request.queries.cpu() + base, request.columns.cpu() + base
+    if call.causal and len(rows):
+        stop = min(stop, int(torch.cat([rows, columns]).max()) + 1)
+    return Placement(batch, rows, columns, start, stop)
 
 
 def _describe(request: RowRequest) -> str:

@@ -6,6 +6,7 @@ of width D. Padded rows and columns repeat real ones and are cut off in the end;
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,30 +47,51 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """The keys in sight of each request: ``count_s`` from ``start_s`` on, at most ``longest``, ``total`` of all."""
+
+    start_s: Tensor
+    count_s: Tensor
+    longest: int
+    total: int
+
+    @cached_property
+    def keys_sK(self) -> Tensor:
+        """Their token positions, padded by the last."""
+        along_K = torch.arange(self.longest, device=self.start_s.device)
+        return self.start_s[:, None] + torch.minimum(along_K, self.count_s[:, None] - 1)
+
+    @cached_property
+    def padding_sK(self) -> Tensor:
+        """Which of these are padding."""
+        return torch.arange(self.longest, device=self.start_s.device) >= self.count_s[:, None]
+
+
+@dataclass(frozen=True)
 class Piece:
     """Some rows of some requests, in a kernel's coordinates.
 
     Attributes:
         parts: for each of the s: index of the request, its first row here, its number of rows and of columns.
-        batch_s: batch entries. rows_sr, columns_sC: token positions. start_s, stop_s: the keys in sight, [start, stop).
-        keys_sK: their token positions, padded by the last; wanted_sC: the columns' place among them.
+        batch_s: batch entries. rows_sr, columns_sC: token positions. sight: the keys in sight.
         key_heads: how many key heads are done at a time.
-        numbers_6s, total_keys: of a piece that is not split, what the fused kernels ask: batch entry, first key,
-            numbers of keys, rows and columns, and the requests' places in a buffer of all keys and one more of each.
+        numbers_6s: of a piece that is not split, what the fused kernels ask: batch entry, first key, numbers of keys,
+            rows and columns, and the requests' places in a buffer of all keys and one more of each.
     """
 
     parts: list[tuple[int, int, int, int]]
     batch_s: Tensor
     rows_sr: Tensor
     columns_sC: Tensor
-    start_s: Tensor
-    stop_s: Tensor
-    keys_sK: Tensor
-    wanted_sC: Tensor
+    sight: Sight
     key_heads: int
     numbers_6s: Tensor
-    total_keys: int
     masks: dict[tuple, tuple[Tensor | None, Mask]] = field(default_factory=dict)
+
+    @cached_property
+    def wanted_sC(self) -> Tensor:
+        """The columns' places among the keys in sight."""
+        return self.columns_sC - self.sight.start_s[:, None]
 
     def mask(self, call: KernelCall) -> Mask:
         """Which of the keys a row does not see.
@@ -117,10 +139,9 @@ class Piece:
         return _to_add(self._mask(call))
 
     def _mask(self, call: KernelCall) -> Tensor:
-        along_K = torch.arange(self.keys_sK.shape[1], device=self.keys_sK.device)
-        padding = (along_K >= (self.stop_s - self.start_s)[:, None])[:, None]
-        hidden = padding | self._hidden(call, self.keys_sK)
-        return hidden[:, None] if call.mask is None else self._with_own(call, hidden, self.keys_sK)
+        keys_sK = self.sight.keys_sK
+        hidden = self.sight.padding_sK[:, None] | self._hidden(call, keys_sK)
+        return hidden[:, None] if call.mask is None else self._with_own(call, hidden, keys_sK)
 
     def _hidden(self, call: KernelCall, keys_sK: Tensor) -> Tensor:
         """[s, r, K] bool: what the kernel's causality and window hide of some keys."""
@@ -201,34 +222,36 @@ def _piece(
     placements: Sequence[Placement], parts: list[tuple[int, int, int]], key_heads: int, device: torch.device
 ) -> Piece:
     some = [placements[i] for i, _, _ in parts]
-
-    def padded(positions: list[Tensor]) -> Tensor:
-        longest = max(map(len, positions))
-        return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in positions]).to(device)
-
-    columns_sC = padded([p.columns for p in some])
     keys = [_keys(p) for p in some]
     places = [sum(keys[:i]) + i for i in range(len(some))]
     numbers = [
         (p.batch, p.start, n_keys, count, len(p.columns), place)
         for p, n_keys, (_, _, count), place in zip(some, keys, parts, places, strict=True)
     ]
-    numbers_6s = torch.tensor(numbers).T.contiguous().to(device)  # in one copy
-    batch_s, start_s, stop_s = numbers_6s[0], numbers_6s[1], numbers_6s[1] + numbers_6s[2]
-    along_K = torch.arange(max(keys), device=device)
+    numbers_6s = moved(torch.tensor(numbers).T.contiguous(), device)
     return Piece(
         parts=[(i, first, count, len(p.columns)) for (i, first, count), p in zip(parts, some, strict=True)],
-        batch_s=batch_s,
-        rows_sr=padded([p.rows[first : first + count] for (_, first, count), p in zip(parts, some, strict=True)]),
-        columns_sC=columns_sC,
-        start_s=start_s,
-        stop_s=stop_s,
-        keys_sK=torch.minimum(start_s[:, None] + along_K, stop_s[:, None] - 1),
-        wanted_sC=columns_sC - start_s[:, None],
-        key_heads=key_heads,
+        batch_s=numbers_6s[0],
+        rows_sr=moved(
+            _padded([p.rows[first : first + n] for (_, first, n), p in zip(parts, some, strict=True)]), device
+        ),
+        columns_sC=moved(_padded([p.columns for p in some]), device),
+        sight=Sight(numbers_6s[1], numbers_6s[2], max(keys), sum(keys)),
         numbers_6s=numbers_6s,
-        total_keys=sum(keys),
+        key_heads=key_heads,
     )
+
+
+def _padded(positions: list[Tensor]) -> Tensor:
+    longest = max(map(len, positions))
+    return torch.stack([torch.cat([p, p[-1:].expand(longest - len(p))]) for p in positions])
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for what a GPU still has to do."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _split(piece: Piece, r: int) -> list[Piece]:

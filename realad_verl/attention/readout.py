@@ -137,7 +137,7 @@ class Reading:
         self._each_head = each_head
         self._placements: list[Placement] | None = None
         self._placed_for: tuple | None = None
-        self._sums = HeadSums(readout.kernel, readout.max_bytes, self._place, self._timed)
+        self._sums = HeadSums(readout.kernel, readout.max_bytes, len(readout.layers), self._place, self._timed)
         self._device = torch.device("cpu")
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seen: set[int] = set()
@@ -262,6 +262,6 @@ class Reading:
         # Every layer of a forward has the same token layout, so this and its syncs happen once per kind of layer.
         key = (call.query_BHND.shape, call.causal, call.cu_seqlens is None, call.padding_mask_BT is None)
         if self._placements is None or self._placed_for != key:
-            self._placements = [place(request, call) for request in self._requests]
+            self._placements = place(self._requests, call)
             self._placed_for = key
         return self._placements

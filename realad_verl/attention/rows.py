@@ -27,7 +27,7 @@ def add_head_sum(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[Piec
     tests/unit/attention/test_device.py).
     """
     for i, logits_shrK in _logits(call, pieces):
-        total_srK = logits_shrK.softmax(-1)[..., : pieces[i].keys_sK.shape[1]].sum(1)
+        total_srK = logits_shrK.softmax(-1)[..., : pieces[i].sight.longest].sum(1)
         at_srC = pieces[i].wanted_sC[:, None].expand(-1, total_srK.shape[1], -1)
         sums[i][0].add_(total_srK.gather(2, at_srC), alpha=weight)
 
@@ -49,7 +49,7 @@ def _logits(call: KernelCall, pieces: Sequence[Piece]) -> Iterator[tuple[int, Te
     With attention sinks, theirs stands behind the keys'. Keys are copied once for the pieces of one request.
     """
     groups, share = call.key_BGND.shape[1], call.query_BHND.shape[1] // call.key_BGND.shape[1]
-    for _, some in groupby(range(len(pieces)), lambda i: id(pieces[i].keys_sK)):
+    for _, some in groupby(range(len(pieces)), lambda i: id(pieces[i].sight)):
         numbers = list(some)
         at_once = pieces[numbers[0]].key_heads
         for group in range(0, groups, at_once):
@@ -79,7 +79,7 @@ class _Keys:
     @classmethod
     def of(cls, call: KernelCall, piece: Piece) -> "_Keys":
         key_BNGD = call.key_BGND.transpose(1, 2)
-        key_sgKD = _copied(key_BNGD[piece.batch_s[:, None], piece.keys_sK].transpose(1, 2))
+        key_sgKD = _copied(key_BNGD[piece.batch_s[:, None], piece.sight.keys_sK].transpose(1, 2))
         if call.softcap:
             return cls(key_sgKD, None)
         origin_sgD1 = key_BNGD[piece.batch_s, piece.columns_sC[:, 0]][..., None]
@@ -88,7 +88,7 @@ class _Keys:
 
 def _logits_of(call: KernelCall, keys: _Keys, piece: Piece, mask: Mask) -> Tensor:
     """[s, h, r, K] of the call's heads."""
-    (s, r), n_keys = piece.rows_sr.shape, piece.keys_sK.shape[1]
+    (s, r), n_keys = piece.rows_sr.shape, piece.sight.longest
     heads, groups, width = call.query_BHND.shape[1], *call.key_BGND.shape[1::2]
     query_srhD = call.query_BHND.transpose(1, 2)[piece.batch_s[:, None], piece.rows_sr]
     query = _copied(query_srhD.transpose(1, 2)).view(s * groups, heads // groups * r, width)
@@ -128,13 +128,16 @@ def add_fused(sums: Sequence[Tensor], calls: Sequence[KernelCall], pieces: Seque
         add_head_sum_triton(sum_psrC, calls, piece, weight)
 
 
-def new_sums(call: KernelCall, piece: Piece, fused: bool) -> Tensor:
-    """Zeros [P, s, r, C]: the sums of P parts of the heads, to be summed in the end; only fused kernels use several."""
+def new_sums(call: KernelCall, piece: Piece, layers: int = 0) -> Tensor:
+    """Zeros [P, s, r, C]: the sums of P parts of the heads, to be summed in the end.
+
+    ``layers``: how many the fused kernels do at once, which use several parts; 0 means the others.
+    """
     parts = 1
-    if fused:
+    if layers:
         from realad_verl.attention.triton_launch import head_parts
 
-        parts = head_parts(call, piece)
+        parts = head_parts(call, piece, layers)
     return torch.zeros(parts, *piece.rows_sr.shape, piece.columns_sC.shape[1], device=piece.rows_sr.device)
 
 

@@ -1,7 +1,7 @@
 """Rows of some requests, summed over the heads of the kernel calls of many layers."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class HeadSums:
     computes, each launch counts. Their queries and keys are kept until then, within ``max_bytes``.
 
     Args:
-        kernel: see `AttentionReadout`.
+        kernel, max_bytes: see `AttentionReadout`.
+        layers: how many will come.
         place: the requests in a kernel's coordinates.
         timed: around what is computed.
     """
@@ -36,33 +37,36 @@ class HeadSums:
         self,
         kernel: str,
         max_bytes: int,
+        layers: int,
         place: Callable[[KernelCall], Sequence[Placement]],
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._kernel, self._max_bytes, self._place, self._timed = kernel, max_bytes, place, timed
+        self._kernel, self._max_bytes, self._layers = kernel, max_bytes, layers
+        self._place, self._timed = place, timed
         self._pieces: dict[tuple, list[Piece]] = {}
         self._sums: dict[tuple, list[Tensor]] = {}  # `rows.new_sums` of each piece
         self._waiting: dict[tuple, list[KernelCall]] = {}
 
     def alone(self) -> "HeadSums":
-        """Another, of the same pieces."""
-        other = HeadSums(self._kernel, self._max_bytes, self._place, self._timed)
+        """Another, of the same pieces, for one layer."""
+        other = HeadSums(self._kernel, self._max_bytes, 1, self._place, self._timed)
         other._pieces = self._pieces
         return other
 
     def add(self, call: KernelCall, weight: float) -> None:
         """Adds ``weight`` x the sum over the call's heads, for all requests at once where they fit into one piece."""
-        fused = call.weights_BHNN is None and fused_on(self._kernel, call.query_BHND.device)
-        kind = _kind(call)
+        kind, fused = _kind(call), call.weights_BHNN is None and fused_on(self._kernel, call.query_BHND.device)
+        at_once = max(1, min(self._layers, self._max_bytes // _bytes(call))) if fused else 0
+        with self._timed() if kind not in self._sums else nullcontext():
+            sums, pieces = self._sums_of(kind, call, at_once), self._pieces[kind]
         if not fused:
             with self._timed(), full_precision(call.query_BHND.device.type):
                 add = add_head_sum if call.weights_BHNN is None else add_own_weights
-                add(self._sums_of(kind, call, False), call, self._pieces[kind], weight)
+                add(sums, call, pieces, weight)
             return
         together = (kind, weight, fused_kind(call))
-        waiting = self._waiting.setdefault(together, [])
-        waiting.append(call)
-        if (len(waiting) + 1) * _bytes(call) > self._max_bytes:
+        self._waiting.setdefault(together, []).append(call)
+        if len(self._waiting[together]) == at_once:
             self._add_waiting(together)
 
     def finish(self) -> None:
@@ -83,17 +87,16 @@ class HeadSums:
 
     def _add_waiting(self, together: tuple) -> None:
         kind, weight, _ = together
-        calls = self._waiting.pop(together)
         with self._timed():
-            add_fused(self._sums_of(kind, calls[0], True), calls, self._pieces[kind], weight)
+            add_fused(self._sums[kind], self._waiting.pop(together), self._pieces[kind], weight)
 
-    def _sums_of(self, kind: tuple, call: KernelCall, fused: bool) -> list[Tensor]:
+    def _sums_of(self, kind: tuple, call: KernelCall, at_once: int) -> list[Tensor]:
         device, (groups, _, width) = call.query_BHND.device, call.key_BGND.shape[1:]
         if kind not in self._pieces:
             placed, bound = self._place(call), (call.query_BHND.shape[1], groups, width, self._max_bytes, device)
-            self._pieces[kind] = whole(placed, groups, device) if fused else cut(placed, *bound)
+            self._pieces[kind] = whole(placed, groups, device) if at_once else cut(placed, *bound)
         if kind not in self._sums:
-            self._sums[kind] = [new_sums(call, piece, fused) for piece in self._pieces[kind]]
+            self._sums[kind] = [new_sums(call, piece, at_once) for piece in self._pieces[kind]]
         return self._sums[kind]
 
 

@@ -25,7 +25,12 @@ import triton.language as tl
 LOG2E = tl.constexpr(math.log2(math.e))
 
 
-@triton.jit
+# What differs from batch to batch; compiled anew, each of their kinds would take seconds for nothing.
+VARYING = ["n_layers", "n_requests", "n_rows", "n_columns", "n_keys", "left", "right"]
+VARYING_OF_ROWS = [*VARYING, "each", "stride_ms", "stride_mh", "stride_mr"]
+
+
+@triton.jit(do_not_specialize=VARYING)
 def keys_kernel(
     key, columns, numbers, offsets, relative, n_layers, n_requests, n_rows, n_columns, n_keys,
     stride_kb, stride_kg, stride_kn, stride_kd,
@@ -92,20 +97,20 @@ def _with(total, top, logits):
     return total * tl.exp2(top - new_top) + part, new_top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING_OF_ROWS)
 def rows_kernel(
     query, relative, rows, columns, numbers, offsets, sink, mask, result, scale, softcap, left, right, weight,
-    n_layers, n_requests, n_rows, n_columns, n_keys, stride_qb, stride_qh, stride_qn, stride_qd,
+    n_layers, n_requests, n_rows, n_columns, n_keys, each, stride_qb, stride_qh, stride_qn, stride_qd,
     stride_ms, stride_mh, stride_mr, stride_mk,
     SEVERAL: tl.constexpr, ALIGN: tl.constexpr,
-    GROUPS: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, TERMS: tl.constexpr,
+    GROUPS: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, TERMS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_SINK: tl.constexpr, HAS_MASK: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, LSE_ONLY: tl.constexpr,
     PADDED_SHARE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """result[part, s, r, c] += weight x the sum over a part's heads of exp(logits - lse), or result[s, h, r] = lse.
 
-    One program for a few rows of a request and a part of the key heads, in all layers.
+    One program for a few rows of a request and ``each`` of the key heads of all layers: its part of them.
     """
     ROWS: tl.constexpr = BLOCK_M // PADDED_SHARE
     part, s = tl.program_id(1), tl.program_id(2)
@@ -126,8 +131,8 @@ def rows_kernel(
         if HAS_LEFT or HAS_MASK:
             free = free * 0
         free = free // BLOCK_C * BLOCK_C
-        for step in range(n_layers * EACH):  # the part's key heads, layer by layer
-            layer, group = step // EACH, part * EACH + step % EACH
+        for step in range(part * each, tl.minimum((part + 1) * each, n_layers * GROUPS)):
+            layer, group = step // GROUPS, step % GROUPS
             head_m = group * SHARE + h
             q_at = query
             if SEVERAL:

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from realad_verl.attention.calls import KernelCall
-from realad_verl.attention.pieces import Piece
+from realad_verl.attention.pieces import Piece, moved
 from realad_verl.attention.triton_kernel import LOG2E, keys_kernel, rows_kernel
 
 # Rows x query heads and keys a block. Larger ones reuse more of a load; these leave room in the 99 KiB of shared
@@ -39,9 +39,10 @@ def denominators_triton(call: KernelCall, piece: Piece) -> Tensor:
     return lse_sHr
 
 
-def head_parts(call: KernelCall, piece: Piece) -> int:
-    """Into how many parts the key heads are cut, each with a sum of its own."""
-    return _plan_of(call, piece).parts
+def head_parts(call: KernelCall, piece: Piece, layers: int) -> int:
+    """Into how many parts the key heads of so many layers are cut, each with a sum of its own: enough to fill a GPU."""
+    programs = len(piece.parts) * _plan_of(call, piece).row_blocks
+    return min(layers * call.key_BGND.shape[1], -(-ENOUGH_PROGRAMS // programs))
 
 
 def call_kind(call: KernelCall) -> tuple:
@@ -55,7 +56,7 @@ def _run(calls: Sequence[KernelCall], piece: Piece, result: Tensor, weight: floa
     """Both kernels: adds to the sums [P, s, r, C], or sets the denominators [s, H, r] where no weight is given."""
     call, n_layers, n_requests = calls[0], len(calls), len(piece.parts)
     plan = _plan_of(call, piece)
-    n_keys = piece.total_keys + n_requests  # one more for each: what its keys are relative to
+    n_keys = piece.sight.total + n_requests  # one more for each: what its keys are relative to
     sizes = n_layers, n_requests, piece.rows_sr.shape[1], piece.columns_sC.shape[1], n_keys
     n_groups = call.key_BGND.shape[1]
     relative = torch.empty(
@@ -74,11 +75,12 @@ def _run(calls: Sequence[KernelCall], piece: Piece, result: Tensor, weight: floa
         strides = (mask.stride(0), mask.stride(1) * (mask.shape[1] > 1), *mask.stride()[2:])
     sink = relative if call.sink_H is None else torch.stack([c.sink_H for c in calls]).float()
     left, right = call.window[0], 0 if call.causal else call.window[1]
-    parts = n_groups if weight is None else plan.parts
+    parts = n_groups if weight is None else len(result)
+    each = -(-n_layers * n_groups // parts)
     rows_kernel[(plan.row_blocks, parts, n_requests)](
         call.query_BHND, relative, piece.rows_sr, piece.columns_sC, piece.numbers_6s, offsets, sink, mask, result,
-        call.scale * LOG2E.value, call.softcap, left, right, weight or 0.0, *sizes,
-        *call.query_BHND.stride(), *strides, **layers, **plan.rows_options, EACH=n_groups // parts,
+        call.scale * LOG2E.value, call.softcap, left, right, weight or 0.0, *sizes, each,
+        *call.query_BHND.stride(), *strides, **layers, **plan.rows_options,
         HAS_SINK=call.sink_H is not None, HAS_MASK=call.mask is not None, HAS_LEFT=left >= 0, HAS_RIGHT=right >= 0,
         LSE_ONLY=weight is None,
     )  # fmt: skip
@@ -91,7 +93,7 @@ def _offsets(calls: Sequence[KernelCall]) -> tuple[Tensor, int]:
     size = calls[0].query_BHND.element_size(), calls[0].key_BGND.element_size()
     found = [[(a - some[0]) // n for a in some] for some, n in zip(at, size, strict=True)]
     align = 16 // max(size) if all(a % 16 == 0 for some in at for a in some) else 1
-    return torch.tensor(found).to(calls[0].query_BHND.device, non_blocking=True), align
+    return moved(torch.tensor(found), calls[0].query_BHND.device), align
 
 
 class _Plan(NamedTuple):
@@ -100,7 +102,6 @@ class _Plan(NamedTuple):
     dtype: torch.dtype  # of the relative keys
     terms: int
     block_d: int
-    parts: int
     row_blocks: int
     keys_grid: tuple[int, int]
     keys_options: dict[str, Any]
@@ -109,7 +110,7 @@ class _Plan(NamedTuple):
 
 def _plan_of(call: KernelCall, piece: Piece) -> _Plan:
     query, key = call.query_BHND, call.key_BGND
-    sizes = query.shape[1], key.shape[1], query.shape[3], *piece.rows_sr.shape, piece.keys_sK.shape[1]
+    sizes = query.shape[1], key.shape[1], query.shape[3], *piece.rows_sr.shape, piece.sight.longest
     return _plan(query.dtype, key.dtype, call.softcap > 0, *sizes)
 
 
@@ -132,13 +133,11 @@ def _plan(
     padded_share = triton.next_power_of_2(share)
     block_m, block_c, launch = block_sizes(dtype, block_d, padded_share)
     row_blocks = triton.cdiv(r, block_m // padded_share)
-    parts = (p for p in range(1, groups + 1) if groups % p == 0)
     shared = {"GROUPS": groups, "WIDTH": width, "TERMS": terms, "BLOCK_C": block_c, "BLOCK_D": block_d}
     return _Plan(
         dtype=dtype,
         terms=terms,
         block_d=block_d,
-        parts=next((p for p in parts if p * s * row_blocks >= ENOUGH_PROGRAMS), groups),
         row_blocks=row_blocks,
         keys_grid=(triton.cdiv(n_keys + 1, block_c), groups),
         keys_options={**shared, "HAS_ORIGIN": not softcap},

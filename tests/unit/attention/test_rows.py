@@ -88,7 +88,7 @@ def test_masks_cover_the_keys_that_a_row_may_not_see_and_no_more():
     assert seeing.mask(call).values.numel() == 0
     rows = torch.arange(12, 20)
     pieces = cut([Placement(0, rows, COLUMNS, 0, N)], H, G, D, 8_000, key.device)
-    assert len(pieces) > 1 and len({id(piece.keys_sK) for piece in pieces}) == 1  # copied once for all of them
+    assert len(pieces) > 1 and len({id(piece.sight) for piece in pieces}) == 1  # copied once for all of them
     for piece in pieces:
         mask, hidden = piece.mask(call), torch.arange(N) > piece.rows_sr[0][:, None]
         assert mask.first == int(piece.rows_sr.min()) + 1

@@ -38,7 +38,7 @@ def requests(packed: bool = False) -> list[RowRequest]:
 
 
 def both(call: KernelCall, wanted: list[RowRequest]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    placed = [place(request, call) for request in wanted]
+    placed = place(wanted, call)
     found = []
     for add, pieces in (
         (add_head_sum, cut(placed, call.query_BHND.shape[1], G, call.key_BGND.shape[3], 1 << 26, DEVICE)),
@@ -46,7 +46,7 @@ def both(call: KernelCall, wanted: list[RowRequest]) -> tuple[list[torch.Tensor]
     ):
         rows = {}
         # They are added to.
-        sums = [new_sums(call, piece, add is add_fused) + 1 for piece in pieces]
+        sums = [new_sums(call, piece, int(add is add_fused)) + 1 for piece in pieces]
         add(sums, [call] if add is add_fused else call, pieces, 0.5)
         for piece, part in zip(pieces, sums, strict=True):
             for (i, _, count, columns), sum_rC in zip(piece.parts, part.sum(0) - len(part), strict=True):
@@ -96,9 +96,9 @@ def test_several_layers_in_one_launch(sinks, aligned):
         query, key = (x.view(shape).transpose(1, 2) for x, shape in zip(states, shapes, strict=True))
         sink_H = torch.randn(H, device=DEVICE) if sinks else None
         layers.append(KernelCall(query, key, scale=0.4, causal=True, sink_H=sink_H))
-    placed = [place(request, layers[0]) for request in requests()]
+    placed = place(requests(), layers[0])
     (piece,), (fused,) = (cut(placed, H, G, 16, 1 << 26, DEVICE), whole(placed, G, DEVICE))
-    want, got = new_sums(layers[0], piece, False), new_sums(layers[0], fused, True)
+    want, got = new_sums(layers[0], piece), new_sums(layers[0], fused, 2)
     for layer in layers:
         add_head_sum([want], layer, [piece], 0.5)
     add_fused([got], layers, [fused], 0.5)
