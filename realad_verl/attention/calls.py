@@ -45,6 +45,18 @@ class KernelCall:
     padding_mask_BT: Tensor | None = None
     weights_BHNN: Tensor | None = None
 
+    def kind(self) -> tuple:
+        """What calls that differ in their numbers only have in common, as those of like layers of a forward do."""
+        query, key = self.query_BHND, self.key_BGND
+        of_tensors = query.stride(), query.dtype, key.stride(), key.dtype, id(self.mask), self.sink_H is None
+        return *self.layout(), of_tensors, self.scale, self.window, self.softcap
+
+    def layout(self) -> tuple:
+        """What decides where a request's rows and columns lie, and how they are cut."""
+        packed, unpadded = self.cu_seqlens is not None, self.padding_mask_BT is not None
+        shapes = self.query_BHND.shape, self.key_BGND.shape
+        return *shapes, self.causal, packed, unpadded, self.weights_BHNN is not None
+
 
 class Observer(Protocol):
     """A reading in progress."""

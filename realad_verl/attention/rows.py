@@ -141,13 +141,6 @@ def new_sums(call: KernelCall, piece: Piece, layers: int = 0) -> Tensor:
     return torch.zeros(parts, *piece.rows_sr.shape, piece.columns_sC.shape[1], device=piece.rows_sr.device)
 
 
-def fused_kind(call: KernelCall) -> tuple:
-    """Equal for calls that `add_fused` can take at once."""
-    from realad_verl.attention.triton_launch import call_kind
-
-    return call_kind(call)
-
-
 def denominators_fused(call: KernelCall, piece: Piece) -> Tensor:
     """`denominators` by the Triton kernels."""
     from realad_verl.attention.triton_launch import denominators_triton

@@ -1,7 +1,8 @@
 """Rows of some requests, summed over the heads of the kernel calls of many layers."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from realad_verl.attention.rows import (
     add_fused,
     add_head_sum,
     add_own_weights,
-    fused_kind,
     fused_on,
     new_sums,
 )
@@ -30,7 +30,7 @@ class HeadSums:
         kernel, max_bytes: see `AttentionReadout`.
         layers: how many will come.
         place: the requests in a kernel's coordinates.
-        timed: around what is computed.
+        timed: around what is computed here.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class HeadSums:
     ) -> None:
         self._kernel, self._max_bytes, self._layers = kernel, max_bytes, layers
         self._place, self._timed = place, timed
-        self._pieces: dict[tuple, list[Piece]] = {}
+        self._pieces: dict[tuple, list[Piece]] = {}  # by layouts
         self._sums: dict[tuple, list[Tensor]] = {}  # `rows.new_sums` of each piece
-        self._waiting: dict[tuple, list[KernelCall]] = {}
+        self._kinds: dict[tuple, _Kind] = {}
 
     def alone(self) -> "HeadSums":
         """Another, of the same pieces, for one layer."""
@@ -55,55 +55,65 @@ class HeadSums:
 
     def add(self, call: KernelCall, weight: float) -> None:
         """Adds ``weight`` x the sum over the call's heads, for all requests at once where they fit into one piece."""
-        kind, fused = _kind(call), call.weights_BHNN is None and fused_on(self._kernel, call.query_BHND.device)
-        at_once = max(1, min(self._layers, self._max_bytes // _bytes(call))) if fused else 0
-        with self._timed() if kind not in self._sums else nullcontext():
-            sums, pieces = self._sums_of(kind, call, at_once), self._pieces[kind]
-        if not fused:
-            with self._timed(), full_precision(call.query_BHND.device.type):
-                add = add_head_sum if call.weights_BHNN is None else add_own_weights
-                add(sums, call, pieces, weight)
-            return
-        together = (kind, weight, fused_kind(call))
-        self._waiting.setdefault(together, []).append(call)
-        if len(self._waiting[together]) == at_once:
-            self._add_waiting(together)
+        name = weight, call.kind()
+        kind = self._kinds.get(name)
+        if kind is None:
+            with self._timed():
+                kind = self._kinds[name] = self._new_kind(call, weight)
+        kind.waiting.append(call)
+        if len(kind.waiting) >= kind.at_once:
+            self._add_waiting(kind)
 
     def finish(self) -> None:
         """Nothing but a sum for each request is kept from here on."""
-        for together in list(self._waiting):
-            self._add_waiting(together)
-        self._sums = {kind: [_in_one(sum_psrC) for sum_psrC in sums] for kind, sums in self._sums.items()}
+        for kind in self._kinds.values():
+            if kind.waiting:
+                self._add_waiting(kind)
+        self._kinds = {}
+        self._sums = {layout: [_in_one(sum_psrC) for sum_psrC in sums] for layout, sums in self._sums.items()}
 
     def of_requests(self, requests: Sequence[RowRequest], device: torch.device) -> list[Tensor]:
         """[R, C] of each request, out of the pieces' sums."""
         self.finish()
         found = [torch.zeros(len(r.queries), len(r.columns), device=device) for r in requests]
-        for kind, sums in self._sums.items():
-            for piece, (sum_srC,) in zip(self._pieces[kind], sums, strict=True):
+        for layout, sums in self._sums.items():
+            for piece, (sum_srC,) in zip(self._pieces[layout], sums, strict=True):
                 for (request, first, rows, columns), sum_rC in zip(piece.parts, sum_srC, strict=True):
                     found[request][first : first + rows] += sum_rC[:rows, :columns]
         return found
 
-    def _add_waiting(self, together: tuple) -> None:
-        kind, weight, _ = together
+    def _add_waiting(self, kind: "_Kind") -> None:
+        calls, kind.waiting = kind.waiting, []
+        sums, pieces = self._sums[kind.layout], self._pieces[kind.layout]
         with self._timed():
-            add_fused(self._sums[kind], self._waiting.pop(together), self._pieces[kind], weight)
+            if kind.fused:
+                add_fused(sums, calls, pieces, kind.weight)
+                return
+            add = add_head_sum if calls[0].weights_BHNN is None else add_own_weights
+            with full_precision(calls[0].query_BHND.device.type):
+                add(sums, calls[0], pieces, kind.weight)
 
-    def _sums_of(self, kind: tuple, call: KernelCall, at_once: int) -> list[Tensor]:
-        device, (groups, _, width) = call.query_BHND.device, call.key_BGND.shape[1:]
-        if kind not in self._pieces:
+    def _new_kind(self, call: KernelCall, weight: float) -> "_Kind":
+        layout, device, (groups, _, width) = call.layout(), call.query_BHND.device, call.key_BGND.shape[1:]
+        fused = call.weights_BHNN is None and fused_on(self._kernel, device)
+        at_once = max(1, min(self._layers, self._max_bytes // _bytes(call))) if fused else 1
+        if layout not in self._pieces:
             placed, bound = self._place(call), (call.query_BHND.shape[1], groups, width, self._max_bytes, device)
-            self._pieces[kind] = whole(placed, groups, device) if at_once else cut(placed, *bound)
-        if kind not in self._sums:
-            self._sums[kind] = [new_sums(call, piece, at_once) for piece in self._pieces[kind]]
-        return self._sums[kind]
+            self._pieces[layout] = whole(placed, groups, device) if fused else cut(placed, *bound)
+        if layout not in self._sums:
+            self._sums[layout] = [new_sums(call, piece, at_once if fused else 0) for piece in self._pieces[layout]]
+        return _Kind(layout, weight, fused, at_once)
 
 
-def _kind(call: KernelCall) -> tuple:
-    """What decides a call's pieces."""
-    shapes = call.query_BHND.shape, call.key_BGND.shape
-    return *shapes, call.causal, call.cu_seqlens is None, call.padding_mask_BT is None, call.weights_BHNN is None
+@dataclass
+class _Kind:
+    """Layers that differ in their numbers only, and those of them that have not been added."""
+
+    layout: tuple
+    weight: float
+    fused: bool
+    at_once: int
+    waiting: list[KernelCall] = field(default_factory=list)
 
 
 def _bytes(call: KernelCall) -> int:

@@ -26,7 +26,7 @@ ENOUGH_PROGRAMS = 1024
 def add_head_sum_triton(sum_psrC: Tensor, calls: Sequence[KernelCall], piece: Piece, weight: float) -> None:
     """`rows.add_head_sum` for all calls in two launches; ``sum_psrC`` [P, s, r, C] fp32, with P of `head_parts`.
 
-    The calls differ in their numbers only: those of one kind (`call_kind`).
+    The calls differ in their numbers only: those of one `KernelCall.kind`.
     """
     _run(calls, piece, sum_psrC, weight)
 
@@ -43,13 +43,6 @@ def head_parts(call: KernelCall, piece: Piece, layers: int) -> int:
     """Into how many parts the key heads of so many layers are cut, each with a sum of its own: enough to fill a GPU."""
     programs = len(piece.parts) * _plan_of(call, piece).row_blocks
     return min(layers * call.key_BGND.shape[1], -(-ENOUGH_PROGRAMS // programs))
-
-
-def call_kind(call: KernelCall) -> tuple:
-    """What calls must have in common to be done by one launch."""
-    query, key = call.query_BHND, call.key_BGND
-    of_tensors = query.shape, query.stride(), query.dtype, key.shape, key.stride(), key.dtype
-    return of_tensors, id(call.mask), call.scale, call.causal, call.window, call.softcap, call.sink_H is None
 
 
 def _run(calls: Sequence[KernelCall], piece: Piece, result: Tensor, weight: float | None = None) -> None:
