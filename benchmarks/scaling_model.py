@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step-s", type=float, default=100.0, help="a step without evidence; an assumption")
     parser.add_argument("--forward-s", type=float, default=15.0, help="of it the log-prob forward; an assumption")
-    parser.add_argument("--readout-share", type=float, default=0.06, help="read-out over the forward; measured")
+    parser.add_argument("--readout-share", type=float, default=0.03, help="read-out over the forward; measured")
     parser.add_argument("--reduce-us", type=float, default=3.5, help="reduction of a reasoning token; measured")
     parser.add_argument("--trainer-ms", type=float, default=0.015, help="a sample in the one trainer; measured")
     parser.add_argument("--samples", type=int, default=16, help="samples a GPU and step")

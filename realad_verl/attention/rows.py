@@ -122,7 +122,7 @@ def add_own_weights(sums: Sequence[Tensor], call: KernelCall, pieces: Sequence[P
 
 def add_fused(sums: Sequence[Tensor], calls: Sequence[KernelCall], pieces: Sequence[Piece], weight: float) -> None:
     """`add_head_sum` by the Triton kernels, for all calls of one kind at once."""
-    from realad_verl.attention.triton_launch import add_head_sum_triton
+    from realad_verl.attention.fused.launch import add_head_sum_triton
 
     for sum_psrC, piece in zip(sums, pieces, strict=True):
         add_head_sum_triton(sum_psrC, calls, piece, weight)
@@ -135,7 +135,7 @@ def new_sums(call: KernelCall, piece: Piece, layers: int = 0) -> Tensor:
     """
     parts = 1
     if layers:
-        from realad_verl.attention.triton_launch import head_parts
+        from realad_verl.attention.fused.launch import head_parts
 
         parts = head_parts(call, piece, layers)
     return torch.zeros(parts, *piece.rows_sr.shape, piece.columns_sC.shape[1], device=piece.rows_sr.device)
@@ -143,7 +143,7 @@ def new_sums(call: KernelCall, piece: Piece, layers: int = 0) -> Tensor:
 
 def denominators_fused(call: KernelCall, piece: Piece) -> Tensor:
     """`denominators` by the Triton kernels."""
-    from realad_verl.attention.triton_launch import denominators_triton
+    from realad_verl.attention.fused.launch import denominators_triton
 
     return denominators_triton(call, piece)
 

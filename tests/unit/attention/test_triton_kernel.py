@@ -41,7 +41,8 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype, width, capabilit
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from realad_verl.attention import triton_kernel, triton_launch
+    from realad_verl.attention.fused import kernels
+    from realad_verl.attention.fused.launch import block_sizes
 
     numbers = dict.fromkeys(("n_layers", "n_requests", "n_rows", "n_columns", "n_keys", "each", "left", "right"), "i32")
     floats = dict.fromkeys(("scale", "softcap", "weight"), "fp32")
@@ -49,12 +50,12 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(dtype, width, capabilit
     types |= {"sink": "*fp32", "result": "*fp32", **numbers, **floats}
     types |= dict.fromkeys(("rows", "columns", "numbers", "offsets"), "*i64")
     block_d = triton.next_power_of_2(width)
-    block_m, block_c, launch = triton_launch.block_sizes(getattr(torch, NAMES[dtype]), block_d, 8)
+    block_m, block_c, launch = block_sizes(getattr(torch, NAMES[dtype]), block_d, 8)
     constants = {"SHARE": 7, "PADDED_SHARE": 8, "GROUPS": 2, "WIDTH": width}
     constants |= {"TERMS": 2 if dtype == "bf16" else 1, "HAS_SOFTCAP": dtype == "fp32", "LSE_ONLY": False, "ALIGN": 8}
     constants |= {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_D": block_d}
     constants |= {"stride_qd": 1, "stride_kd": 1}
-    for kernel in (triton_kernel.keys_kernel, triton_kernel.rows_kernel):
+    for kernel in (kernels.keys_kernel, kernels.rows_kernel):
         signature, fixed, aligned = {}, {}, {}
         for i, name in enumerate(kernel.arg_names):
             if name in constants or name.isupper():

@@ -158,6 +158,21 @@ def test_a_reading_with_them(attention):
         assert_rows([row.cpu() for row in rows], wanted, eager_attention(model, **inputs).cpu(), within=5e-6)
 
 
+@pytest.mark.parametrize(("max_bytes", "launches"), [(1 << 26, [6]), (40_000, [4, 2]), (1, [1] * 6)])
+def test_layers_wait_for_each_other_within_the_bound_on_memory(max_bytes, launches, monkeypatch):
+    from attention_models import assert_rows, causal_model, eager_attention, padded, read, requests_for
+
+    from realad_verl.attention import sums
+
+    seen, add = [], sums.add_fused
+    monkeypatch.setattr(sums, "add_fused", lambda found, calls, *a: seen.append(len(calls)) or add(found, calls, *a))
+    model, inputs, wanted = causal_model(num_hidden_layers=6), padded([12, 10], 12), requests_for([12, 10], 12)
+    model, inputs = model.to(DEVICE), {name: value.to(DEVICE) for name, value in inputs.items()}
+    rows, _ = read(model, wanted, inputs, kernel="triton", max_bytes=max_bytes)
+    assert seen == launches
+    assert_rows([row.cpu() for row in rows], wanted, eager_attention(model, **inputs).cpu(), within=5e-6)
+
+
 @pytest.mark.parametrize("kernel", ["torch", "triton"])
 def test_autocast_and_tf32_change_nothing(kernel):
     from attention_models import causal_model, padded, read, requests_for

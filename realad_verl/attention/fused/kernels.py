@@ -8,7 +8,7 @@ their exponents lie more than 8 apart; then 2^-18 of the larger is lost.
 The second streams over the keys for the log-sum-exp of each wanted row, then over the wanted columns, and adds their
 probabilities, summed over heads, to the result. One program does the rows x query heads that share a key head's loads.
 The key heads are cut into a few parts, each with its own sum, so that one request fills a GPU too. One launch each for
-all requests, however ragged.
+all requests, however ragged, and for several layers, whose queries and keys lie ``offsets`` behind the first's.
 
 Small letters are blocks: m query heads x rows, r rows, c columns or keys, d head width (a power of two, at least 16);
 logits are in base 2.
@@ -58,7 +58,7 @@ def keys_kernel(
         tl.store(to, high, mask=(c <= count)[:, None])
         if TERMS == 2:
             rest = (k_cd - high.to(tl.float32)).to(relative.dtype.element_ty)
-            tl.store(to + GROUPS * n_keys * BLOCK_D, rest, mask=(c <= count)[:, None])
+            tl.store(to + n_keys.to(tl.int64) * GROUPS * BLOCK_D, rest, mask=(c <= count)[:, None])
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def rows_kernel(
         r, h = tl.program_id(0) * ROWS + m // PADDED_SHARE, m % PADDED_SHARE  # a row's heads lie side by side
         real_m = (h < SHARE) & (r < count)
         rows_m = tl.load(rows + s * n_rows + r, mask=real_m, other=0)
-        other_term = GROUPS * n_keys * BLOCK_D
+        other_term = n_keys.to(tl.int64) * GROUPS * BLOCK_D
         free = keys  # of these, whole blocks of them, every row sees every one
         if HAS_RIGHT:
             first_row = tl.min(tl.where(real_m, rows_m, 1 << 40), axis=0)
@@ -182,7 +182,7 @@ def rows_kernel(
                         logits += tl.load(m_at + (keys_c - start)[None, :] * stride_mk, mask=seen, other=0.0) * LOG2E
                     p_mc = tl.where(seen, tl.exp2(logits - lse_m[:, None]), 0.0)
                     summed_rc = tl.sum(tl.reshape(p_mc, [ROWS, PADDED_SHARE, BLOCK_C]), axis=1)
-                    to = result + ((part * n_requests + s) * n_rows + out_r[:, None]) * n_columns + c[None, :]
+                    to = result + ((part.to(tl.int64) * n_requests + s) * n_rows + out_r[:, None]) * n_columns + c[None, :]
                     inside = (out_r < count)[:, None] & (c < columns_here)[None, :]
                     before = tl.load(to, mask=inside, other=0.0)
                     tl.store(to, before + weight * summed_rc, mask=inside)

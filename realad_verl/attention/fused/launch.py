@@ -1,4 +1,4 @@
-"""How the fused kernels of `triton_kernel` are launched: on which blocks, over how many programs, for which layers."""
+"""How the fused kernels of `kernels` are launched: on which blocks, over how many programs, for which layers."""
 
 # A kernel takes plain numbers where its definition says constexpr.
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -12,8 +12,8 @@ import triton
 from torch import Tensor
 
 from realad_verl.attention.calls import KernelCall
+from realad_verl.attention.fused.kernels import LOG2E, keys_kernel, rows_kernel
 from realad_verl.attention.pieces import Piece, moved
-from realad_verl.attention.triton_kernel import LOG2E, keys_kernel, rows_kernel
 
 # Rows x query heads and keys a block. Larger ones reuse more of a load; these leave room in the 99 KiB of shared
 # memory of consumer cards, too (tests/unit/attention/test_triton_kernel.py).

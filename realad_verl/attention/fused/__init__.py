@@ -1,0 +1,1 @@
+"""The rows by fused Triton kernels: imported where they run only, since Triton need not be installed."""
