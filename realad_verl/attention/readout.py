@@ -48,11 +48,12 @@ class AttentionReadout:
         layers: which attention layers to average, negatives counting from the end; None = all. In hybrids, layers
             without attention are not counted.
         heads: (layer, head) pairs to average instead, of those layers; only they are computed. Excludes ``layers``.
-        max_bytes: bound on the memory that computing the rows takes beside the result.
+        max_bytes: bound on the memory that computing the rows takes beside the result; what waits for a launch with
+            other layers counts. One layer at a time is done whatever it takes by the fused kernels.
         sites: places beside transformers' own where the model's kernels are called (see `sites`).
         kernel: "torch", or "triton" (fused kernels, nothing of size heads x rows x keys is written; needs a GPU), or
-            "auto": triton on CUDA, where it launches 2 kernels a layer instead of 12 or more and moves none of the
-            logits through memory (docs/scaling.md), torch elsewhere.
+            "auto": triton on CUDA, where it launches 2 kernels for as many layers as ``max_bytes`` holds instead of
+            12 or more for each, and moves none of the logits through memory (docs/scaling.md); torch elsewhere.
     """
 
     def __init__(

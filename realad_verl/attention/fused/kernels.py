@@ -182,7 +182,11 @@ def rows_kernel(
                         logits += tl.load(m_at + (keys_c - start)[None, :] * stride_mk, mask=seen, other=0.0) * LOG2E
                     p_mc = tl.where(seen, tl.exp2(logits - lse_m[:, None]), 0.0)
                     summed_rc = tl.sum(tl.reshape(p_mc, [ROWS, PADDED_SHARE, BLOCK_C]), axis=1)
-                    to = result + ((part.to(tl.int64) * n_requests + s) * n_rows + out_r[:, None]) * n_columns + c[None, :]
+                    to = (
+                        result
+                        + ((part.to(tl.int64) * n_requests + s) * n_rows + out_r[:, None]) * n_columns
+                        + c[None, :]
+                    )
                     inside = (out_r < count)[:, None] & (c < columns_here)[None, :]
                     before = tl.load(to, mask=inside, other=0.0)
                     tl.store(to, before + weight * summed_rc, mask=inside)
