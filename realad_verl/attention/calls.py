@@ -64,7 +64,10 @@ class Observer(Protocol):
     padding_mask_BT: Tensor | None
 
     def wants_call(self, module: Any = None) -> bool:
-        """Whether the running layer is one that is read and has not been seen yet; ``module`` is its, where known."""
+        """Whether the running layer is one that is read and has not been seen yet.
+
+        ``module`` is its, where the kernel is told; where not, a hook has said which layer runs.
+        """
         ...
 
     def saw(self, call: KernelCall) -> None:

@@ -47,7 +47,7 @@ class GenerationReading(Reading):
     def wants_call(self, module: Any = None) -> bool:
         if module is not None:
             self._layer = self._index.get(module)
-        return module is None or self._layer is not None
+        return self._layer is not None
 
     def saw(self, call: KernelCall) -> None:
         if self._layer is None:

@@ -76,7 +76,7 @@ class GradientReading(Reading):
         yield self._readout.decoder.register_forward_hook(self._forward_ends)
 
     def saw(self, call: KernelCall) -> None:
-        if not self._wants_layer():
+        if not self.wants_call():
             return
         assert self._layer is not None
         self._calls.append((call, self._heads_here(call)))

@@ -180,24 +180,21 @@ class Reading:
         yield from self._layer_hooks()
 
     def _layer_hooks(self) -> Iterator["torch.utils.hooks.RemovableHandle"]:
-        """Only where the kernel is not told whose call it is: a hook takes time at every layer of every forward."""
+        """Only where a kernel may not be told whose call it is: a hook takes time at every layer of every forward."""
+        own_sites = len(self._readout.sites) > len(TRANSFORMERS_SITES)
         for index, (_, module) in self._readout.layers.items():
-            if "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
+            if own_sites or "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", None)):
                 yield module.register_forward_pre_hook(lambda *_, index=index: self._enter(index))
                 yield module.register_forward_hook(lambda *_: self._enter(None), always_call=True)
 
     def wants_call(self, module: nn.Module | None = None) -> bool:
-        if module is None:  # whose it is, a hook has said or the kernel will
-            return bool(self._requests)
-        self._layer = self._index.get(module)
-        return self._wants_layer()
-
-    def _wants_layer(self) -> bool:
+        if module is not None:
+            self._layer = self._index.get(module)
         return self._layer is not None and self._layer not in self._seen and bool(self._requests)
 
     @torch.no_grad()
     def saw(self, call: KernelCall) -> None:
-        if not self._wants_layer():
+        if not self.wants_call():
             return
         assert self._layer is not None
         if call.query_BHND.shape[2] != call.key_BGND.shape[2]:

@@ -150,7 +150,7 @@ def _read_interface(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapped(self, attn_implementation, default):
         function = original(self, attn_implementation, default)
-        if listening_observer() is None:
+        if active_observer() is None:
             return function
         return _ADAPTERS[attn_implementation](function) if attn_implementation in _ADAPTERS else function
 
@@ -163,7 +163,7 @@ def _read_flash_import(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapped(*args, **kwargs):
         (fixed, varlen, *others), process = original(*args, **kwargs)
-        if listening_observer() is not None:
+        if active_observer() is not None:
             fixed, varlen = (None if kernel is None else read_flash(kernel) for kernel in (fixed, varlen))
         return (fixed, varlen, *others), process
 

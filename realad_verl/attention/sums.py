@@ -24,7 +24,8 @@ class HeadSums:
     """What `Reading` adds up, by kinds of layers that share their pieces.
 
     Fused kernels take several layers by one launch: at sequences so short that the CPU launches slower than the GPU
-    computes, each launch counts. Their queries and keys are kept until then, within ``max_bytes``.
+    computes, each launch counts. Their queries and keys are kept until then, within ``max_bytes``, and must not be
+    written to by what comes after the kernel; no attention of transformers does.
 
     Args:
         kernel, max_bytes: see `AttentionReadout`.

@@ -26,8 +26,8 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 
 # What differs from batch to batch; compiled anew, each of their kinds would take seconds for nothing.
-VARYING = ["n_layers", "n_requests", "n_rows", "n_columns", "n_keys", "left", "right"]
-VARYING_OF_ROWS = [*VARYING, "each", "stride_ms", "stride_mh", "stride_mr"]
+VARYING = ["n_layers", "n_requests", "n_rows", "n_columns", "n_keys"]
+VARYING_OF_ROWS = [*VARYING, "left", "right", "each", "stride_ms", "stride_mh", "stride_mr"]
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -14,9 +14,10 @@ from attention_models import (
     with_attention,
 )
 from transformers.integrations import flash_attention
+from transformers.models.qwen2 import modeling_qwen2
 
 from realad_verl.attention import flash_reference
-from realad_verl.attention.readout import RowRequest
+from realad_verl.attention.readout import AttentionReadout, RowRequest
 from realad_verl.attention.sites import Site, read_flash
 from realad_verl.errors import UserError
 
@@ -154,6 +155,25 @@ def test_a_model_that_holds_flash_attn_itself(sites):
     assert_rows(rows, [RowRequest(0, 0, 7, requests[0].queries, requests[0].columns)], alone)
 
 
+def test_a_model_that_calls_a_kernel_of_its_own_whatever_its_configuration_says(monkeypatch):
+    model, own = causal_model(attention="sdpa"), types.ModuleType("own_kernels")
+    own.flash_attn_varlen_func = flash_reference.flash_attn_varlen_func
+
+    def forward(self, hidden_states, position_embeddings, **_):
+        tokens, shape = hidden_states.shape[1], (*hidden_states.shape[:2], -1, self.head_dim)
+        query, key, value = (made(hidden_states).view(shape) for made in (self.q_proj, self.k_proj, self.v_proj))
+        query, key = modeling_qwen2.apply_rotary_pos_emb(query, key, *position_embeddings, unsqueeze_dim=2)
+        bounds = torch.tensor([0, tokens], dtype=torch.int32)
+        out = own.flash_attn_varlen_func(query[0], key[0], value[0], bounds, bounds, tokens, tokens, causal=True)
+        return self.o_proj(out.reshape(1, tokens, -1)), None
+
+    inputs, requests = {"input_ids": padded([12], 12)["input_ids"]}, requests_for([12], 12)
+    eager = eager_attention(model, **inputs)
+    monkeypatch.setattr(modeling_qwen2.Qwen2Attention, "forward", forward)
+    rows, _ = read(model, requests, inputs, sites=[Site(own, "flash_attn_varlen_func", read_flash, ("cu_seqlens_q",))])
+    assert_rows(rows, requests, eager)
+
+
 def test_paged_keys_are_refused():
     model, inputs = causal_model(attention="flash_attention_2"), padded(LENGTHS, WIDTH)
     from transformers import modeling_flash_attention_utils as flash_utils
@@ -164,6 +184,18 @@ def test_paged_keys_are_refused():
     flash_utils._flash_varlen_fn = paged
     with pytest.raises(UserError, match="block_table"):
         read(model, requests_for(LENGTHS, WIDTH), inputs)
+
+
+def test_kernels_of_layers_that_are_not_read_are_let_alone():
+    """Those of a vision tower, say: what could not be read is not refused there."""
+    model, bounds = causal_model(attention="flash_attention_2"), torch.tensor([0, 3], dtype=torch.int32)
+
+    def paged(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_table="a table"):
+        return flash_reference.flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+    states = torch.randn(3, 3, 2, 8).unbind()
+    with AttentionReadout(model).reading(requests_for(LENGTHS, WIDTH)):
+        assert torch.equal(read_flash(paged)(*states, bounds, bounds, 3, 3), paged(*states, bounds, bounds, 3, 3))
 
 
 @pytest.mark.gpu

@@ -21,9 +21,8 @@ H = 2 * G
 
 def call_of(width: int, batch: int = 2, dtype: torch.dtype = torch.float32, share: int = 2, **options) -> KernelCall:
     torch.manual_seed(0)
-    query = 3 * torch.randn(batch, N, G * share, width).to(DEVICE, dtype).transpose(
-        1, 2
-    )  # strides as in a packed kernel
+    query = 3 * torch.randn(batch, N, G * share, width).to(DEVICE, dtype)
+    query = query.transpose(1, 2)  # strides as in a packed kernel
     key = torch.randn(batch, N, G, width).to(DEVICE, dtype).transpose(1, 2)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     return KernelCall(query, key, scale=0.2, **{"causal": True, **options})
